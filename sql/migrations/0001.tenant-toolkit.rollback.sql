@@ -1,0 +1,25 @@
+-- Drops the toolkit and its journal. Refuses while a tenant is migrated: the journal holds what its rollback restores.
+
+DO $$
+DECLARE
+    migrated text := (SELECT string_agg(schema_name, ', ') FROM job_stats.tenant_status WHERE state NOT IN ('legacy', 'missing'));
+BEGIN
+    IF migrated <> '' THEN
+        RAISE EXCEPTION 'still migrated: %', migrated
+        USING HINT = 'Roll 0002 back first; psql -f 0002.marketplace-job-stats.rollback.sql where it is not marked as applied.';
+    END IF;
+END
+$$;
+
+DROP VIEW job_stats.tenant_status;
+DROP PROCEDURE job_stats.rename_parts;
+DROP PROCEDURE job_stats.restore_dropped;
+DROP PROCEDURE job_stats.drop_foreign_keys;
+DROP PROCEDURE job_stats.drop_unique_keys;
+DROP PROCEDURE job_stats.for_each_tenant;
+DROP PROCEDURE job_stats.run_script;
+DROP FUNCTION job_stats.lock_holders;
+DROP FUNCTION job_stats.tenants_with;
+DROP TABLE job_stats.journal;
+DROP VIEW job_stats.tenants;
+DROP SCHEMA job_stats;

@@ -1,0 +1,28 @@
+-- Every tenant: marketplace_job_stats becomes vinted_job_stats again, with the names that it had.
+--
+-- Locks as the upgrade does, with one index build.
+
+SET statement_timeout = 0;
+
+CALL job_stats.for_each_tenant(
+    migration => '0002.marketplace-job-stats.rollback',
+    from_table => 'marketplace_job_stats',
+    to_table => 'vinted_job_stats',
+    lock_timeout_ms => 200,
+    attempts => 7,
+    run => $tenant$
+        -- With the column go its check, its unique key and its index, whatever they are called.
+        ALTER TABLE marketplace_job_stats DROP COLUMN marketplace;
+
+        CALL job_stats.restore_dropped(
+            '0002.marketplace-job-stats',
+            otherwise => 'ALTER TABLE marketplace_job_stats ADD CONSTRAINT vinted_job_stats_action_type_id_date_key
+                UNIQUE (action_type_id, date);'
+        );
+
+        ALTER TABLE marketplace_job_stats RENAME TO vinted_job_stats;
+        CALL job_stats.rename_parts('marketplace_job_stats', 'vinted_job_stats');
+    $tenant$
+);
+
+RESET statement_timeout;

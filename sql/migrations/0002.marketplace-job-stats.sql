@@ -1,0 +1,42 @@
+-- Every tenant: vinted_job_stats becomes marketplace_job_stats, which counts each marketplace on its own.
+--
+-- Locks: per tenant, the table (ACCESS EXCLUSIVE) from the rename to the tenant's commit, and vinted.action_types as long
+-- where a foreign key points at it. No rewrite: the time goes into one scan and two index builds, some milliseconds
+-- for thousands of rows.
+-- Needs 0001. Undone by the rollback file.
+--
+-- depends: 0001.tenant-toolkit
+-- transactional: false
+
+SET statement_timeout = 0; -- a role's timeout would count for the whole CALL
+
+CALL job_stats.for_each_tenant(
+    migration => '0002.marketplace-job-stats',
+    from_table => 'vinted_job_stats',
+    to_table => 'marketplace_job_stats',
+    lock_timeout_ms => 200,
+    attempts => 7,
+    run => $tenant$
+        ALTER TABLE vinted_job_stats RENAME TO marketplace_job_stats;
+
+        -- A catalog change: every existing row is Vinted's without being touched.
+        ALTER TABLE marketplace_job_stats
+            ADD COLUMN marketplace varchar(20) NOT NULL DEFAULT 'vinted'
+            CONSTRAINT ck_marketplace_job_stats_marketplace CHECK (marketplace IN ('vinted', 'ebay', 'etsy'));
+
+        CALL job_stats.drop_unique_keys('marketplace_job_stats', '{action_type_id, date}');
+        ALTER TABLE marketplace_job_stats
+            ADD CONSTRAINT uq_marketplace_job_stats_action_marketplace_date
+            UNIQUE (action_type_id, marketplace, date);
+
+        CREATE INDEX ix_marketplace_job_stats_marketplace_created_at
+        ON marketplace_job_stats (marketplace, created_at);
+
+        -- eBay's and Etsy's action types are not in Vinted's table.
+        CALL job_stats.drop_foreign_keys('marketplace_job_stats', 'vinted.action_types');
+
+        CALL job_stats.rename_parts('vinted_job_stats', 'marketplace_job_stats');
+    $tenant$
+);
+
+RESET statement_timeout;
