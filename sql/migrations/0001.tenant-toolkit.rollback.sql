@@ -11,15 +11,23 @@ BEGIN
 END
 $$;
 
+DROP PROCEDURE job_stats.verify;
 DROP VIEW job_stats.tenant_status;
+DROP FUNCTION job_stats.facts;
+DROP PROCEDURE job_stats.unfold_marketplaces;
+DROP PROCEDURE job_stats.fold_marketplaces;
+DROP PROCEDURE job_stats.create_legacy_view;
 DROP PROCEDURE job_stats.rename_parts;
 DROP PROCEDURE job_stats.restore_dropped;
+DROP PROCEDURE job_stats.add_foreign_key;
 DROP PROCEDURE job_stats.drop_foreign_keys;
 DROP PROCEDURE job_stats.drop_unique_keys;
+DROP PROCEDURE job_stats.drop_and_remember;
 DROP PROCEDURE job_stats.for_each_tenant;
 DROP PROCEDURE job_stats.run_script;
 DROP FUNCTION job_stats.lock_holders;
-DROP FUNCTION job_stats.tenants_with;
+DROP VIEW job_stats.progress;
 DROP TABLE job_stats.journal;
+DROP TABLE job_stats.runs;
 DROP VIEW job_stats.tenants;
 DROP SCHEMA job_stats;

@@ -1,7 +1,7 @@
--- The tenant toolkit: schema job_stats, with which a migration runs plain DDL in every tenant's schema.
+-- The tenant toolkit: schema job_stats, by which a migration runs plain DDL in every tenant's schema.
 --
--- Touches no tenant, and locks nothing that anybody uses. Undone by its rollback file, which refuses while a tenant
--- is migrated.
+-- Touches no tenant, and locks nothing that anybody uses. Undone by the rollback file, which refuses while a tenant is
+-- migrated.
 --
 -- A migration is one CALL of job_stats.for_each_tenant that holds the DDL for one tenant. What it promises:
 --   * One transaction per tenant: a tenant is wholly before or wholly after. An error in one leaves the others done.
@@ -9,8 +9,8 @@
 --     (CREATE TABLE ... LIKE) locks the template until it commits, no clone of the old template is overlooked.
 --   * A tenant that is locked is put off, and tried again with more patience when the others are done.
 --   * One row at the end, or an error that names each tenant left, why, and what to do. The same command run again
---     does what is left; a tenant that is done is not touched.
---   * One runner at a time, by an advisory lock.
+--     does what is left, and touches no tenant that is done.
+--   * One runner at a time, by an advisory lock that its session holds.
 
 CREATE SCHEMA job_stats;
 
@@ -22,9 +22,22 @@ SELECT
 FROM pg_catalog.pg_namespace
 WHERE nspname = 'template_tenant' OR starts_with(nspname::text, 'user_');
 
--- What was tried in each tenant: a row per attempt, written in the tenant's own transaction.
+
+---- Journal and progress ----
+
+CREATE TABLE job_stats.runs (
+    id bigint GENERATED ALWAYS AS IDENTITY CONSTRAINT pk_runs PRIMARY KEY,
+    migration text NOT NULL,
+    pid integer NOT NULL,
+    started_at timestamptz NOT NULL DEFAULT clock_timestamp(),
+    finished_at timestamptz, -- NULL while it runs, and for ever if it was killed
+    to_do integer NOT NULL -- tenants, when it started
+);
+
+-- A row per attempt at a tenant, written in the tenant's own transaction.
 CREATE TABLE job_stats.journal (
     id bigint GENERATED ALWAYS AS IDENTITY CONSTRAINT pk_journal PRIMARY KEY,
+    run_id bigint NOT NULL CONSTRAINT fk_journal_run_id REFERENCES job_stats.runs (id),
     migration text NOT NULL,
     schema_name name NOT NULL,
     finished_at timestamptz NOT NULL DEFAULT clock_timestamp(),
@@ -36,21 +49,38 @@ CREATE TABLE job_stats.journal (
 );
 
 CREATE INDEX ix_journal_schema_name ON job_stats.journal (schema_name);
+CREATE INDEX ix_journal_run_id ON job_stats.journal (run_id);
 
--- The tenants that have such an ordinary table, of those that the setting job_stats.tenants admits.
-CREATE FUNCTION job_stats.tenants_with(table_name name)
-RETURNS SETOF name
-LANGUAGE sql
-STABLE
-BEGIN ATOMIC
-    SELECT t.schema_name
-    FROM job_stats.tenants AS t
-    INNER JOIN pg_catalog.pg_class AS c ON t.schema_oid = c.relnamespace
-    WHERE
-        c.relname = table_name
-        AND c.relkind = 'r'
-        AND t.schema_name ~ ('^(' || coalesce(nullif(current_setting('job_stats.tenants', true), ''), '.*') || ')$');
-END;
+-- The runs, newest first, to watch from another session while one goes on.
+CREATE VIEW job_stats.progress AS
+SELECT
+    r.id AS run_id,
+    r.migration,
+    CASE
+        WHEN r.finished_at IS NOT NULL THEN 'ended'
+        WHEN EXISTS (SELECT FROM pg_catalog.pg_locks AS l WHERE l.pid = r.pid AND l.locktype = 'advisory') THEN 'running'
+        ELSE 'killed'
+    END AS state,
+    j.done,
+    greatest(r.to_do - j.done - j.failed, 0) AS still_to_do,
+    j.failed,
+    j.locked,
+    round(j.done / nullif(extract(epoch FROM j.last_at - r.started_at), 0), 1) AS done_per_second
+FROM job_stats.runs AS r
+CROSS JOIN LATERAL (
+    SELECT
+        count(*) FILTER (WHERE t.outcome IN ('done', 'rehearsed')) AS done,
+        count(*) FILTER (WHERE t.outcome = 'failed') AS failed,
+        count(*) FILTER (WHERE t.outcome = 'locked') AS locked,
+        max(t.finished_at) AS last_at
+    FROM (
+        SELECT DISTINCT ON (schema_name) * FROM job_stats.journal WHERE run_id = r.id ORDER BY schema_name, id DESC
+    ) AS t
+) AS j
+ORDER BY r.id DESC;
+
+
+---- Running a script in each tenant ----
 
 -- Who holds what the DDL for a tenant may wait for: locks on its tables, and on those that its foreign keys point at.
 CREATE FUNCTION job_stats.lock_holders(tenant name)
@@ -79,7 +109,7 @@ BEGIN ATOMIC
         );
 END;
 
--- Runs a script of several statements: wrapped, because Citus refuses more than one in an EXECUTE.
+-- Runs several statements as one: Citus refuses more than one in an EXECUTE.
 CREATE PROCEDURE job_stats.run_script(script text)
 LANGUAGE plpgsql
 AS $procedure$
@@ -88,8 +118,9 @@ BEGIN
 END
 $procedure$;
 
--- Runs a script, whose unqualified names are the tenant's, in each tenant whose table from_table it turns into to_table.
--- Attempt n waits up to n * lock_timeout_ms for each lock; n * 3 * lock_timeout_ms later, attempt n + 1 follows.
+-- Runs a script, whose unqualified names are the tenant's, in each tenant among the schemas that the query pending
+-- returns (their oids), until it returns no more. Attempt n at a locked tenant waits up to n * lock_timeout_ms for each
+-- lock; after a pause of n * 3 * lock_timeout_ms, attempt n + 1 follows.
 --
 -- Settings, for rehearsals and canaries (PGOPTIONS='-c job_stats.dry_run=on' psql -f FILE):
 --   job_stats.dry_run    on: the script is run in each tenant and rolled back
@@ -100,8 +131,7 @@ $procedure$;
 -- took, which no lock outlasts; and the seconds of the whole.
 CREATE PROCEDURE job_stats.for_each_tenant(
     migration text,
-    from_table name,
-    to_table name,
+    pending text,
     run text,
     lock_timeout_ms integer,
     attempts integer,
@@ -117,7 +147,13 @@ DECLARE
     dry_run constant boolean := coalesce(nullif(current_setting('job_stats.dry_run', true), ''), 'off');
     pattern constant text := nullif(current_setting('job_stats.tenants', true), '');
     caller_path constant text := current_setting('search_path');
-    run_start constant timestamptz := clock_timestamp();
+    start constant timestamptz := clock_timestamp();
+    find_tenants constant text := format(
+        'SELECT array_agg(schema_name ORDER BY schema_name <> ''template_tenant'', schema_name)
+        FROM job_stats.tenants
+        WHERE schema_name ~ $1 AND schema_name <> ALL ($2) AND schema_oid IN (%s)', pending
+    );
+    this_run bigint;
     tenant_start timestamptz;
     tenant_ms numeric;
     attempt integer := 1;
@@ -146,20 +182,28 @@ BEGIN
         USING HINT = 'It goes on even if its client died. Wait for its end, or pg_terminate_backend(pid); then repeat.';
     END IF;
 
-    already_done := count(*) FROM (
-        SELECT job_stats.tenants_with(to_table)
-        EXCEPT
-        SELECT job_stats.tenants_with(from_table)
-    ) AS before_us;
-
     LOOP
-        queue := ARRAY(
-            SELECT t.schema_name
-            FROM job_stats.tenants_with(from_table) AS t (schema_name)
-            WHERE t.schema_name <> ALL (tried)
-            ORDER BY t.schema_name <> 'template_tenant', t.schema_name
-        );
-        EXIT WHEN queue = '{}';
+        EXECUTE find_tenants INTO queue USING '^(' || coalesce(pattern, '.*') || ')$', tried;
+        IF this_run IS NULL THEN
+            already_done := (
+                SELECT count(*) - coalesce(cardinality(queue), 0)
+                FROM job_stats.tenants AS t
+                WHERE
+                    EXISTS (
+                        SELECT FROM pg_catalog.pg_class AS c
+                        WHERE
+                            c.relnamespace = t.schema_oid
+                            AND c.relname IN ('vinted_job_stats', 'marketplace_job_stats')
+                            AND c.relkind = 'r'
+                    )
+                    AND t.schema_name ~ ('^(' || coalesce(pattern, '.*') || ')$')
+            );
+            INSERT INTO job_stats.runs (migration, pid, to_do)
+            VALUES (migration, pg_backend_pid(), coalesce(cardinality(queue), 0))
+            RETURNING id INTO this_run;
+            COMMIT;
+        END IF;
+        EXIT WHEN queue IS NULL;
         IF queue[1] = 'template_tenant' THEN
             queue := queue[1:1];
         END IF;
@@ -178,9 +222,6 @@ BEGIN
                 PERFORM
                     set_config('search_path', quote_ident(tenant) || ', pg_temp', true),
                     set_config('job_stats.undo', '', true);
-                IF (SELECT relkind = 'r' FROM pg_catalog.pg_class WHERE oid = to_regclass(quote_ident(to_table))) THEN
-                    RAISE EXCEPTION 'both % and % exist: keep the one that counts, rename the other', from_table, to_table;
-                END IF;
                 CALL job_stats.run_script(run);
                 IF dry_run THEN
                     RAISE SQLSTATE 'JS000';
@@ -201,8 +242,8 @@ BEGIN
                     failures := failures || format('%s: %s', tenant, reason);
             END;
             tenant_ms := round((extract(epoch FROM clock_timestamp() - tenant_start) * 1000)::numeric, 1);
-            INSERT INTO job_stats.journal (migration, schema_name, milliseconds, attempt, outcome, problem, undo)
-            VALUES (migration, tenant, tenant_ms, attempt, result, reason, restore);
+            INSERT INTO job_stats.journal (run_id, migration, schema_name, milliseconds, attempt, outcome, problem, undo)
+            VALUES (this_run, migration, tenant, tenant_ms, attempt, result, reason, restore);
             COMMIT;
 
             slowest_ms := greatest(slowest_ms, tenant_ms);
@@ -224,17 +265,20 @@ BEGIN
         attempt := attempt + 1;
     END LOOP;
 
+    UPDATE job_stats.runs AS r SET finished_at = clock_timestamp() WHERE r.id = this_run;
+    COMMIT;
     PERFORM pg_advisory_unlock('pg_namespace'::regclass::integer, 'job_stats'::regnamespace::integer);
     failed := cardinality(failures);
-    seconds := round(extract(epoch FROM clock_timestamp() - run_start)::numeric, 1);
+    seconds := round(extract(epoch FROM clock_timestamp() - start)::numeric, 1);
 
     IF failed > 0 THEN
-        RAISE EXCEPTION '%: % done, % done before, % FAILED', migration, done, already_done, failed
+        RAISE EXCEPTION '%: % %, % done before, % FAILED',
+            migration, done, CASE WHEN dry_run THEN 'rehearsed' ELSE 'done' END, already_done, failed
         USING
             DETAIL = array_to_string(failures[1:50] || CASE WHEN failed > 50 THEN '... all are in job_stats.journal' END, E'\n'),
             HINT = CASE
                 WHEN queue = '{template_tenant}' THEN 'No tenant is touched before template_tenant. '
-                ELSE 'A tenant that failed is as it was; the others are done. '
+                ELSE 'A tenant that failed is as it was. '
             END || 'Mend the cause, then run the same command again: it does what is left.';
     ELSIF (dry_run OR pattern IS NOT NULL) AND current_setting('application_name') <> 'psql' THEN
         RAISE EXCEPTION '%: % %, none failed, slowest % ms',
@@ -244,89 +288,114 @@ BEGIN
 END
 $procedure$;
 
--- For the scripts: each works on the tenant that search_path names. What they drop can be restored: the SQL that does so
--- goes to the setting job_stats.undo, and from there into the journal.
+
+---- For the scripts ----
+
+-- Procedures with a search_path of their own keep their plans from one tenant to the next; the others work on the tenant
+-- that search_path names. The SQL that restores what they drop goes to the setting job_stats.undo, and thence into the
+-- journal.
+
+CREATE PROCEDURE job_stats.drop_and_remember(drop_it text, undo text)
+LANGUAGE plpgsql
+AS $procedure$
+BEGIN
+    EXECUTE drop_it;
+    PERFORM set_config('job_stats.undo', undo || E'\n' || current_setting('job_stats.undo'), true);
+END
+$procedure$;
 
 -- Drops the unique keys on exactly these columns, in any order: constraints and indexes, whatever they are called.
-CREATE PROCEDURE job_stats.drop_unique_keys(table_name name, columns name[])
+CREATE PROCEDURE job_stats.drop_unique_keys(target regclass, columns name[])
 LANGUAGE plpgsql
+SET search_path = pg_catalog
 AS $procedure$
 DECLARE
     key record;
 BEGIN
     FOR key IN
         SELECT
-            x.relname,
-            c.conname,
+            i.indexrelid::regclass AS index_name,
             i.indisreplident,
+            CASE
+                WHEN c.oid IS NULL THEN format('DROP INDEX %s', i.indexrelid::regclass)
+                ELSE format('ALTER TABLE %s DROP CONSTRAINT %I', target, c.conname)
+            END AS drop_it,
             concat_ws(
                 E'\n',
                 CASE
-                    WHEN c.oid IS NULL THEN pg_get_indexdef(x.oid, 0, true) || ';'
-                    ELSE format('ALTER TABLE %I ADD CONSTRAINT %I %s;', table_name, c.conname, pg_get_constraintdef(c.oid))
+                    WHEN c.oid IS NULL THEN pg_get_indexdef(i.indexrelid) || ';'
+                    ELSE format('ALTER TABLE %s ADD CONSTRAINT %I %s;', target, c.conname, pg_get_constraintdef(c.oid))
                 END,
-                format('ALTER INDEX %I SET (', x.relname) || array_to_string(x.reloptions, ', ') || ');',
-                format('COMMENT ON INDEX %I IS ', x.relname) || quote_literal(obj_description(x.oid, 'pg_class')) || ';',
-                format('COMMENT ON CONSTRAINT %s ON %I IS ', quote_ident(c.conname), table_name)
+                CASE WHEN c.oid IS NOT NULL THEN
+                    format('ALTER INDEX %s SET (', i.indexrelid::regclass) || array_to_string(x.reloptions, ', ') || ');'
+                END,
+                format('COMMENT ON INDEX %s IS ', i.indexrelid::regclass)
+                || quote_literal(obj_description(i.indexrelid, 'pg_class')) || ';',
+                format('COMMENT ON CONSTRAINT %s ON %s IS ', quote_ident(c.conname), target)
                 || quote_literal(obj_description(c.oid, 'pg_constraint')) || ';',
-                CASE WHEN i.indisclustered THEN format('ALTER TABLE %I CLUSTER ON %I;', table_name, x.relname) END
+                CASE WHEN i.indisclustered THEN format('ALTER TABLE %s CLUSTER ON %I;', target, x.relname) END
             ) AS undo
-        FROM pg_catalog.pg_index AS i
-        INNER JOIN pg_catalog.pg_class AS x ON i.indexrelid = x.oid
-        LEFT JOIN pg_catalog.pg_constraint AS c ON i.indexrelid = c.conindid AND i.indrelid = c.conrelid
+        FROM pg_index AS i
+        INNER JOIN pg_class AS x ON i.indexrelid = x.oid
+        LEFT JOIN pg_constraint AS c ON i.indrelid = c.conrelid AND i.indexrelid = c.conindid
         WHERE
-            i.indrelid = to_regclass(quote_ident(table_name))
+            i.indrelid = target
             AND i.indisunique
             AND NOT i.indisprimary
             AND i.indpred IS NULL
             AND i.indexprs IS NULL
+            AND i.indnkeyatts = cardinality(columns)
             AND columns @> (
                 SELECT array_agg(a.attname)
-                FROM pg_catalog.pg_attribute AS a
-                WHERE a.attrelid = i.indrelid AND a.attnum = ANY ((i.indkey::int2[])[0:i.indnkeyatts - 1])
+                FROM pg_attribute AS a
+                WHERE a.attrelid = target AND a.attnum = ANY ((i.indkey::int2[])[0:i.indnkeyatts - 1])
             )
-            AND i.indnkeyatts = cardinality(columns)
         ORDER BY x.relname
     LOOP
         IF key.indisreplident THEN
-            RAISE EXCEPTION 'index % is the replica identity: give the table another first', key.relname
-            USING ERRCODE = 'object_in_use';
-        ELSIF key.conname IS NULL THEN
-            EXECUTE format('DROP INDEX %I', key.relname);
-        ELSE
-            EXECUTE format('ALTER TABLE %I DROP CONSTRAINT %I', table_name, key.conname);
+            RAISE EXCEPTION '% is the replica identity: give the table another one first', key.index_name;
         END IF;
-        PERFORM set_config('job_stats.undo', key.undo || E'\n' || current_setting('job_stats.undo'), true);
+        CALL job_stats.drop_and_remember(key.drop_it, key.undo);
     END LOOP;
 END
 $procedure$;
 
--- Drops the foreign keys that point at this table.
-CREATE PROCEDURE job_stats.drop_foreign_keys(table_name name, target text)
+-- Drops the foreign keys that point at the table referenced, if that exists.
+CREATE PROCEDURE job_stats.drop_foreign_keys(target regclass, referenced text)
 LANGUAGE plpgsql
+SET search_path = pg_catalog
 AS $procedure$
 DECLARE
     key record;
 BEGIN
     FOR key IN
         SELECT
-            c.conname,
+            format('ALTER TABLE %s DROP CONSTRAINT %I', target, c.conname) AS drop_it,
             concat_ws(
                 E'\n',
-                format('ALTER TABLE %I ADD CONSTRAINT %I %s;', table_name, c.conname, pg_get_constraintdef(c.oid)),
-                format('COMMENT ON CONSTRAINT %I ON %I IS ', c.conname, table_name)
+                format('CALL job_stats.add_foreign_key(%L, %L, %L);', target, c.conname, pg_get_constraintdef(c.oid)),
+                format('COMMENT ON CONSTRAINT %I ON %s IS ', c.conname, target)
                 || quote_literal(obj_description(c.oid, 'pg_constraint')) || ';'
             ) AS undo
-        FROM pg_catalog.pg_constraint AS c
-        WHERE
-            c.conrelid = to_regclass(quote_ident(table_name))
-            AND c.contype = 'f'
-            AND c.confrelid = to_regclass(target)
+        FROM pg_constraint AS c
+        WHERE c.conrelid = target AND c.contype = 'f' AND c.confrelid = to_regclass(referenced)
         ORDER BY c.conname
     LOOP
-        EXECUTE format('ALTER TABLE %I DROP CONSTRAINT %I', table_name, key.conname);
-        PERFORM set_config('job_stats.undo', key.undo || E'\n' || current_setting('job_stats.undo'), true);
+        CALL job_stats.drop_and_remember(key.drop_it, key.undo);
     END LOOP;
+END
+$procedure$;
+
+-- Adds a foreign key, NOT VALID if there are rows that violate it: they stay, and new ones are checked.
+CREATE PROCEDURE job_stats.add_foreign_key(target regclass, key name, definition text)
+LANGUAGE plpgsql
+SET search_path = pg_catalog
+AS $procedure$
+BEGIN
+    EXECUTE format('ALTER TABLE %s ADD CONSTRAINT %I %s', target, key, definition);
+EXCEPTION
+    WHEN foreign_key_violation THEN
+        EXECUTE format('ALTER TABLE %s ADD CONSTRAINT %I %s NOT VALID', target, key, definition);
 END
 $procedure$;
 
@@ -349,123 +418,417 @@ BEGIN
 END
 $procedure$;
 
--- Renames what still carries a table's former name: indexes (and so their constraints), sequences the table owns, other
--- constraints. A name that would grow beyond 63 bytes, or that is taken, stays.
-CREATE PROCEDURE job_stats.rename_parts(former_name name, table_name name)
+-- Renames what still carries a table's former name: its indexes (and so their constraints), the sequences it owns, its
+-- other constraints. A name that would grow beyond 63 bytes stays.
+CREATE PROCEDURE job_stats.rename_parts(former_name name, target regclass)
 LANGUAGE plpgsql
+SET search_path = pg_catalog
 AS $procedure$
 DECLARE
-    target constant oid := to_regclass(quote_ident(table_name));
+    table_name constant name := (SELECT relname FROM pg_class WHERE oid = target);
     part record;
 BEGIN
     FOR part IN
-        SELECT p.*
+        SELECT
+            p.change,
+            replace(p.old_name, former_name, table_name) AS new_name
         FROM (
             SELECT
-                format('ALTER %s %%I RENAME TO %%I', o.kind) AS change,
-                x.relname AS old_name,
-                replace(x.relname, former_name, table_name) AS new_name
-            FROM (
-                SELECT i.indexrelid AS part_oid, 'INDEX' AS kind
-                FROM pg_catalog.pg_index AS i
-                WHERE i.indrelid = target
-                UNION ALL
-                SELECT d.objid, 'SEQUENCE'
-                FROM pg_catalog.pg_depend AS d
-                INNER JOIN pg_catalog.pg_sequence AS s ON d.objid = s.seqrelid
-                WHERE (d.refclassid, d.refobjid, d.classid) = ('pg_class'::regclass, target, 'pg_class'::regclass)
-            ) AS o
-            INNER JOIN pg_catalog.pg_class AS x ON o.part_oid = x.oid
+                format('ALTER INDEX %s RENAME TO', i.indexrelid::regclass) AS change,
+                x.relname AS old_name
+            FROM pg_index AS i
+            INNER JOIN pg_class AS x ON i.indexrelid = x.oid
+            WHERE i.indrelid = target
             UNION ALL
             SELECT
-                format('ALTER TABLE %I RENAME CONSTRAINT %%I TO %%I', table_name),
-                c.conname,
-                replace(c.conname, former_name, table_name)
-            FROM pg_catalog.pg_constraint AS c
+                format('ALTER SEQUENCE %s RENAME TO', d.objid::regclass),
+                x.relname
+            FROM pg_depend AS d
+            INNER JOIN pg_class AS x ON d.objid = x.oid AND x.relkind = 'S'
+            WHERE d.refclassid = 'pg_class'::regclass AND d.refobjid = target AND d.classid = 'pg_class'::regclass
+            UNION ALL
+            SELECT
+                format('ALTER TABLE %s RENAME CONSTRAINT %I TO', target, c.conname),
+                c.conname
+            FROM pg_constraint AS c
             WHERE
                 c.conrelid = target
                 AND c.contype IN ('c', 'f', 'n')
-                AND NOT EXISTS (SELECT FROM pg_catalog.pg_extension WHERE extname = 'citus') -- which refuses it
+                AND NOT EXISTS (SELECT FROM pg_extension WHERE extname = 'citus') -- which refuses that
         ) AS p
-        WHERE p.new_name <> p.old_name AND octet_length(p.new_name) < 64
+        WHERE position(former_name IN p.old_name) > 0
     LOOP
-        EXECUTE format(part.change, part.old_name, part.new_name);
+        IF octet_length(part.new_name) < 64 THEN
+            EXECUTE part.change || ' ' || quote_ident(part.new_name);
+        END IF;
     END LOOP;
 END
 $procedure$;
 
--- What each tenant is: legacy, migrated, missing (it has no such table) or drifted, and then problem says how.
-CREATE VIEW job_stats.tenant_status AS
-WITH keys AS NOT MATERIALIZED (
-    SELECT
-        i.indrelid,
-        i.indisunique AS is_unique,
-        ARRAY(
-            SELECT a.attname::text
-            FROM unnest((i.indkey::int2[])[0:i.indnkeyatts - 1]) WITH ORDINALITY AS k (attnum, place)
-            INNER JOIN pg_catalog.pg_attribute AS a ON i.indrelid = a.attrelid AND k.attnum = a.attnum
-            ORDER BY k.place
-        ) AS columns
-    FROM pg_catalog.pg_index AS i
-    WHERE i.indisvalid AND i.indpred IS NULL AND i.indexprs IS NULL
-),
 
-tables AS (
+---- Job statistics: the legacy view, folding and unfolding ----
+
+-- Shows target's Vinted rows under the legacy name and in the legacy columns, for old code to read and write as before,
+-- with the table's owner and grants. Not in the template: CREATE TABLE ... LIKE a view would copy no keys.
+CREATE PROCEDURE job_stats.create_legacy_view(target regclass)
+LANGUAGE plpgsql
+SET search_path = pg_catalog
+AS $procedure$
+DECLARE
+    tenant constant regnamespace := (SELECT relnamespace FROM pg_class WHERE oid = target);
+    owner constant regrole := (SELECT relowner FROM pg_class WHERE oid = target);
+    columns constant text := (
+        SELECT string_agg(quote_ident(attname), ', ' ORDER BY attnum)
+        FROM pg_attribute
+        WHERE attrelid = target AND attnum > 0 AND NOT attisdropped AND attname <> 'marketplace'
+    );
+    permission text;
+BEGIN
+    IF tenant = to_regnamespace('template_tenant') THEN
+        RETURN;
+    END IF;
+    EXECUTE format(
+        'CREATE VIEW %s.vinted_job_stats WITH (security_invoker) AS
+        SELECT %s FROM %s WHERE marketplace = ''vinted'' WITH CASCADED CHECK OPTION',
+        tenant, columns, target
+    );
+    EXECUTE format('ALTER VIEW %s.vinted_job_stats OWNER TO %s', tenant, owner);
+    FOR permission IN
+        WITH grants AS (
+            SELECT NULL AS column_name, a.*
+            FROM pg_class AS c
+            CROSS JOIN aclexplode(c.relacl) AS a
+            WHERE c.oid = target AND a.grantee <> owner
+            UNION ALL
+            SELECT c.attname, a.*
+            FROM pg_attribute AS c
+            CROSS JOIN aclexplode(c.attacl) AS a
+            WHERE c.attrelid = target AND NOT c.attisdropped AND c.attname <> 'marketplace'
+        ),
+
+        named AS (
+            SELECT *, CASE grantee WHEN 0 THEN 'PUBLIC' ELSE grantee::regrole::text END AS role_name FROM grants
+        )
+
+        SELECT format(
+            'GRANT %s%s ON %s.vinted_job_stats TO %s%s',
+            privilege_type, ' (' || quote_ident(column_name) || ')', tenant,
+            role_name, CASE WHEN is_grantable THEN ' WITH GRANT OPTION' END
+        )
+        FROM named
+        UNION ALL
+        -- Who may read some columns only must be able to read the one that the view selects by.
+        SELECT DISTINCT format('GRANT SELECT (marketplace) ON %s TO %s', target, role_name)
+        FROM named
+        WHERE column_name IS NOT NULL
+    LOOP
+        EXECUTE permission;
+    END LOOP;
+END
+$procedure$;
+
+-- Folds the marketplaces of a day and action type into one row, as legacy code counts: into Vinted's, or else the
+-- oldest. The rows as they were go to marketplace_job_stats_archive, from which unfold_marketplaces() restores them.
+-- A tenant that has only Vinted's rows gets no archive.
+CREATE PROCEDURE job_stats.fold_marketplaces()
+LANGUAGE plpgsql
+AS $procedure$
+BEGIN
+    IF NOT EXISTS (SELECT FROM marketplace_job_stats WHERE marketplace <> 'vinted') THEN
+        RETURN;
+    END IF;
+
+    CREATE TABLE marketplace_job_stats_archive AS
+    SELECT
+        s.*,
+        first_value(s.id) OVER (days ORDER BY s.marketplace <> 'vinted', s.id) AS folded_id,
+        sum(s.total_jobs) OVER days AS folded_total_jobs,
+        sum(s.success_count) OVER days AS folded_success_count,
+        sum(s.failure_count) OVER days AS folded_failure_count,
+        round(
+            sum(s.avg_duration_ms::numeric * s.total_jobs) OVER days
+            / nullif(sum(s.total_jobs) FILTER (WHERE s.avg_duration_ms IS NOT NULL) OVER days, 0)
+        ) AS folded_avg_duration_ms
+    FROM marketplace_job_stats AS s
+    WHERE (s.action_type_id, s.date) IN (
+        SELECT o.action_type_id, o.date FROM marketplace_job_stats AS o WHERE o.marketplace <> 'vinted'
+    )
+    WINDOW days AS (PARTITION BY s.action_type_id, s.date);
+
+    DELETE FROM marketplace_job_stats AS s
+    USING marketplace_job_stats_archive AS a
+    WHERE s.id = a.id AND a.id <> a.folded_id;
+
+    UPDATE marketplace_job_stats AS s
+    SET
+        marketplace = 'vinted',
+        total_jobs = a.folded_total_jobs,
+        success_count = a.folded_success_count,
+        failure_count = a.folded_failure_count,
+        avg_duration_ms = a.folded_avg_duration_ms
+    FROM marketplace_job_stats_archive AS a
+    WHERE s.id = a.id;
+
+    SET CONSTRAINTS ALL IMMEDIATE; -- ALTER TABLE refuses while deferred checks are pending
+END
+$procedure$;
+
+-- Restores what fold_marketplaces() archived, and credits to Vinted what legacy code has counted since. Refuses where it
+-- would have to guess: where a folded row is gone, or counts less than it did.
+CREATE PROCEDURE job_stats.unfold_marketplaces()
+LANGUAGE plpgsql
+AS $procedure$
+DECLARE
+    lost text;
+    columns text;
+BEGIN
+    IF to_regclass('marketplace_job_stats_archive') IS NULL THEN
+        RETURN;
+    END IF;
+
+    SELECT string_agg(DISTINCT format('action type %s on %s', a.action_type_id, a.date), ', ') INTO lost
+    FROM marketplace_job_stats_archive AS a
+    LEFT JOIN marketplace_job_stats AS s
+        ON a.folded_id = s.id AND a.action_type_id = s.action_type_id AND a.date = s.date
+    WHERE (
+        s.total_jobs >= a.folded_total_jobs
+        AND s.success_count >= a.folded_success_count
+        AND s.failure_count >= a.folded_failure_count
+    ) IS NOT TRUE;
+    IF lost <> '' THEN
+        RAISE EXCEPTION 'the archived split cannot be restored: legacy code has deleted or lowered %', lost
+        USING DETAIL = '(Repair these rows of vinted_job_stats, or delete theirs from marketplace_job_stats_archive.)';
+    END IF;
+
+    -- From here on, folded_... is what has been added since, and folded_avg_duration_ms the average of that.
+    UPDATE marketplace_job_stats_archive AS a
+    SET
+        folded_total_jobs = s.total_jobs - a.folded_total_jobs,
+        folded_success_count = s.success_count - a.folded_success_count,
+        folded_failure_count = s.failure_count - a.folded_failure_count,
+        folded_avg_duration_ms = round(
+            greatest(
+                s.avg_duration_ms::numeric * s.total_jobs - coalesce(a.folded_avg_duration_ms * a.folded_total_jobs, 0), 0
+            ) / nullif(s.total_jobs - a.folded_total_jobs, 0)
+        )
+    FROM marketplace_job_stats AS s
+    WHERE s.id = a.folded_id;
+
+    UPDATE marketplace_job_stats AS s
+    SET
+        marketplace = a.marketplace,
+        total_jobs = a.total_jobs,
+        success_count = a.success_count,
+        failure_count = a.failure_count,
+        avg_duration_ms = a.avg_duration_ms
+    FROM marketplace_job_stats_archive AS a
+    WHERE s.id = a.id;
+
+    SELECT string_agg(quote_ident(t.attname), ', ') INTO columns
+    FROM pg_catalog.pg_attribute AS t
+    INNER JOIN pg_catalog.pg_attribute AS a USING (attname)
+    WHERE
+        t.attrelid = to_regclass('marketplace_job_stats')
+        AND a.attrelid = to_regclass('marketplace_job_stats_archive')
+        AND t.attnum > 0
+        AND t.attgenerated = '';
+    EXECUTE format(
+        'INSERT INTO marketplace_job_stats (%1$s) OVERRIDING SYSTEM VALUE
+        SELECT %1$s FROM marketplace_job_stats_archive WHERE id <> folded_id', columns
+    );
+
+    INSERT INTO marketplace_job_stats AS s
+        (action_type_id, marketplace, date, total_jobs, success_count, failure_count, avg_duration_ms)
+    SELECT
+        a.action_type_id,
+        'vinted',
+        a.date,
+        a.folded_total_jobs,
+        a.folded_success_count,
+        a.folded_failure_count,
+        a.folded_avg_duration_ms
+    FROM marketplace_job_stats_archive AS a
+    WHERE a.id = a.folded_id AND (a.folded_total_jobs, a.folded_success_count, a.folded_failure_count) <> (0, 0, 0)
+    ON CONFLICT (action_type_id, marketplace, date) DO UPDATE SET
+        total_jobs = s.total_jobs + excluded.total_jobs,
+        success_count = s.success_count + excluded.success_count,
+        failure_count = s.failure_count + excluded.failure_count,
+        avg_duration_ms = coalesce(
+            round(
+                (s.avg_duration_ms::numeric * s.total_jobs + excluded.avg_duration_ms::numeric * excluded.total_jobs)
+                / nullif(s.total_jobs + excluded.total_jobs, 0)
+            ),
+            s.avg_duration_ms,
+            excluded.avg_duration_ms
+        );
+
+    DROP TABLE marketplace_job_stats_archive;
+    SET CONSTRAINTS ALL IMMEDIATE; -- ALTER TABLE refuses while deferred checks are pending
+END
+$procedure$;
+
+
+---- Status ----
+
+-- What matters of a table, a fact a row.
+CREATE FUNCTION job_stats.facts(target oid)
+RETURNS SETOF text
+LANGUAGE sql
+STABLE
+BEGIN ATOMIC
+    SELECT concat_ws(' ', 'column', a.attname, format_type(a.atttypid, a.atttypmod), CASE WHEN a.attnotnull THEN 'NOT NULL' END)
+    FROM pg_catalog.pg_attribute AS a
+    WHERE a.attrelid = target AND a.attnum > 0
+    UNION ALL
+    SELECT concat_ws(' ', 'default of', a.attname, CASE WHEN a.attname <> 'id' THEN pg_get_expr(d.adbin, d.adrelid) END)
+    FROM pg_catalog.pg_attribute AS a
+    LEFT JOIN pg_catalog.pg_attrdef AS d ON a.attrelid = d.adrelid AND a.attnum = d.adnum
+    WHERE a.attrelid = target AND (d.oid IS NOT NULL OR a.attidentity <> '')
+    UNION ALL
+    SELECT format('check of %s: %s', a.attname, (
+        SELECT string_agg(m[1], ', ' ORDER BY m[1]) FROM regexp_matches(pg_get_constraintdef(c.oid), '''(.*?)''', 'g') AS m
+    ))
+    FROM pg_catalog.pg_constraint AS c
+    INNER JOIN pg_catalog.pg_attribute AS a ON c.conrelid = a.attrelid AND c.conkey = ARRAY[a.attnum]
+    WHERE c.conrelid = target AND c.contype = 'c' AND c.convalidated
+    UNION ALL
+    SELECT format('%s on (%s)', CASE WHEN i.indisunique THEN 'unique key' ELSE 'index' END, (
+        SELECT string_agg(a.attname, ', ' ORDER BY k.place)
+        FROM unnest((i.indkey::int2[])[0:i.indnkeyatts - 1]) WITH ORDINALITY AS k (attnum, place)
+        INNER JOIN pg_catalog.pg_attribute AS a ON a.attrelid = target AND k.attnum = a.attnum
+    ))
+    FROM pg_catalog.pg_index AS i
+    WHERE i.indrelid = target AND i.indisvalid AND i.indpred IS NULL AND i.indexprs IS NULL
+    UNION ALL
+    SELECT 'view of the Vinted rows'
+    FROM pg_catalog.pg_class AS v
+    WHERE
+        v.oid = target
+        AND v.relkind = 'v'
+        AND v.reloptions @> '{security_invoker=true,check_option=cascaded}'
+        AND pg_relation_is_updatable(v.oid, false) & 28 = 28 -- INSERT, UPDATE, DELETE
+        AND pg_get_viewdef(v.oid) ~ 'marketplace_job_stats\s+WHERE \(\((.*\.)?marketplace\)::text = ''vinted''::text\);$';
+END;
+
+-- What each tenant is: legacy, migrated, contracted (migrated, without the legacy view and the default marketplace),
+-- missing (it has no such table) or drifted. Then problem says how, in words; otherwise it is NULL.
+CREATE VIEW job_stats.tenant_status AS
+WITH tenant_tables AS MATERIALIZED (
     SELECT
         t.schema_name,
-        (SELECT c.oid FROM pg_catalog.pg_class AS c WHERE (c.relnamespace, c.relname, c.relkind) = (t.schema_oid, 'vinted_job_stats', 'r')) AS legacy,
-        (SELECT c.oid FROM pg_catalog.pg_class AS c WHERE (c.relnamespace, c.relname, c.relkind) = (t.schema_oid, 'marketplace_job_stats', 'r')) AS migrated
+        old.relkind AS old_kind,
+        new.relkind AS new_kind,
+        archive.oid IS NOT NULL AS has_archive,
+        ARRAY(SELECT job_stats.facts(old.oid)) AS old_facts,
+        ARRAY(SELECT job_stats.facts(new.oid)) AS new_facts,
+        -- Clones of the template have no key of this name; they, and the template, are born without the view.
+        t.schema_name <> 'template_tenant' AND EXISTS (
+            SELECT FROM pg_catalog.pg_constraint AS c
+            WHERE c.conrelid = new.oid AND c.conname = 'uq_marketplace_job_stats_action_marketplace_date'
+        ) AS had_view
     FROM job_stats.tenants AS t
+    LEFT JOIN pg_catalog.pg_class AS old
+        ON t.schema_oid = old.relnamespace AND old.relname = 'vinted_job_stats'
+    LEFT JOIN pg_catalog.pg_class AS new
+        ON t.schema_oid = new.relnamespace AND new.relname = 'marketplace_job_stats'
+    LEFT JOIN pg_catalog.pg_class AS archive
+        ON t.schema_oid = archive.relnamespace AND archive.relname = 'marketplace_job_stats_archive'
 ),
 
-checked AS (
+checked AS MATERIALIZED (
     SELECT
         t.*,
+        'default of marketplace ''vinted''::character varying' = ANY (t.new_facts) AS has_default,
+        (
+            SELECT string_agg('no ' || f.fact, '; ')
+            FROM unnest(ARRAY[
+                'column id integer NOT NULL',
+                'column action_type_id integer NOT NULL',
+                'column date date NOT NULL',
+                'column total_jobs integer NOT NULL',
+                'column success_count integer NOT NULL',
+                'column failure_count integer NOT NULL',
+                'column avg_duration_ms integer',
+                'column created_at timestamp with time zone NOT NULL',
+                'column marketplace character varying(20) NOT NULL',
+                'default of id',
+                'default of total_jobs 0',
+                'default of success_count 0',
+                'default of failure_count 0',
+                'default of created_at now()',
+                'check of marketplace: ebay, etsy, vinted',
+                'unique key on (action_type_id, marketplace, date)',
+                'index on (marketplace, created_at)'
+            ]) AS f (fact)
+            WHERE f.fact <> ALL (t.new_facts)
+        ) AS lacking
+    FROM tenant_tables AS t
+),
+
+judged AS (
+    SELECT
+        c.*,
         CASE
-            WHEN t.migrated IS NULL THEN NULL
-            WHEN t.legacy IS NOT NULL THEN 'both vinted_job_stats and marketplace_job_stats exist'
-            ELSE nullif(concat_ws(
+            WHEN c.old_kind = 'r' AND c.new_kind IS NOT NULL THEN 'vinted_job_stats and marketplace_job_stats are both tables'
+            WHEN c.old_kind <> 'r' AND c.new_kind IS NULL THEN 'vinted_job_stats is not an ordinary table'
+            WHEN c.new_kind <> 'r' THEN 'marketplace_job_stats is not an ordinary table'
+            WHEN c.new_kind = 'r' THEN nullif(concat_ws(
                 '; ',
-                CASE WHEN NOT EXISTS (
-                    SELECT FROM pg_catalog.pg_attribute AS a
+                c.lacking,
+                (
+                    SELECT string_agg(f.fact, '; ')
+                    FROM unnest(c.new_facts) AS f (fact)
                     WHERE
-                        (a.attrelid, a.attname) = (t.migrated, 'marketplace')
-                        AND a.attnotnull
-                        AND format_type(a.atttypid, a.atttypmod) = 'character varying(20)'
-                ) THEN 'no column marketplace varchar(20) NOT NULL' END,
-                CASE WHEN NOT EXISTS (
-                    SELECT FROM pg_catalog.pg_constraint AS c
-                    WHERE
-                        (c.conrelid, c.contype) = (t.migrated, 'c')
-                        AND c.convalidated
-                        AND ARRAY(
-                            SELECT m[1] FROM regexp_matches(pg_get_constraintdef(c.oid), '''(\w+)''', 'g') AS m ORDER BY 1
-                        ) = '{ebay,etsy,vinted}'
-                ) THEN 'no check that marketplace is vinted, ebay or etsy' END,
-                CASE WHEN NOT EXISTS (
-                    SELECT FROM keys AS k
-                    WHERE k.indrelid = t.migrated AND k.is_unique AND k.columns = '{action_type_id,marketplace,date}'
-                ) THEN 'no unique key on (action_type_id, marketplace, date)' END,
-                CASE WHEN EXISTS (
-                    SELECT FROM keys AS k
-                    WHERE k.indrelid = t.migrated AND k.is_unique AND k.columns <@ '{action_type_id,date}'
-                ) THEN 'a unique key that admits one marketplace only' END,
-                CASE WHEN NOT EXISTS (
-                    SELECT FROM keys AS k
-                    WHERE k.indrelid = t.migrated AND k.columns = '{marketplace,created_at}'
-                ) THEN 'no index on (marketplace, created_at)' END
+                        f.fact IN ('unique key on (action_type_id, date)', 'unique key on (date, action_type_id)')
+                        OR (f.fact LIKE 'default of marketplace %' AND NOT c.has_default)
+                ),
+                CASE
+                    WHEN c.old_kind IS NULL AND c.has_default AND c.had_view THEN 'no view vinted_job_stats'
+                    WHEN c.old_kind IS NOT NULL AND NOT c.has_default THEN 'view vinted_job_stats, yet no default of marketplace'
+                    WHEN c.old_kind IS NOT NULL AND 'view of the Vinted rows' <> ALL (c.old_facts)
+                        THEN 'view vinted_job_stats is not as it was created'
+                END,
+                CASE WHEN c.has_archive THEN 'marketplace_job_stats_archive is left' END
             ), '')
         END AS problem
-    FROM tables AS t
+    FROM checked AS c
 )
 
 SELECT
     schema_name,
     CASE
         WHEN problem IS NOT NULL THEN 'drifted'
-        WHEN migrated IS NOT NULL THEN 'migrated'
-        WHEN legacy IS NOT NULL THEN 'legacy'
-        ELSE 'missing'
+        WHEN new_kind IS NULL AND old_kind IS NULL THEN 'missing'
+        WHEN new_kind IS NULL THEN 'legacy'
+        WHEN has_default THEN 'migrated'
+        ELSE 'contracted'
     END AS state,
     problem
-FROM checked;
+FROM judged;
+
+-- Raises if a tenant has drifted, or is legacy while others are not. The setting job_stats.verify = off skips it.
+CREATE PROCEDURE job_stats.verify(INOUT verified integer DEFAULT 0)
+LANGUAGE plpgsql
+AS $procedure$
+DECLARE
+    problems text[];
+BEGIN
+    IF current_setting('job_stats.verify', true) = 'off' THEN
+        RETURN;
+    END IF;
+    SELECT
+        count(*),
+        array_agg(format('%s: %s', s.schema_name, coalesce(s.problem, 'is legacy')) ORDER BY s.schema_name)
+        FILTER (WHERE s.state = 'drifted' OR (s.state = 'legacy' AND s.any_migrated))
+    INTO verified, problems
+    FROM (
+        SELECT *, bool_or(state IN ('migrated', 'contracted')) OVER () AS any_migrated FROM job_stats.tenant_status
+    ) AS s;
+    IF problems <> '{}' THEN
+        RAISE EXCEPTION '% of % tenants are not as they should be', cardinality(problems), verified
+        USING
+            DETAIL = array_to_string(problems[1:50] || CASE WHEN cardinality(problems) > 50 THEN '...' END, E'\n'),
+            HINT = 'All: SELECT * FROM job_stats.tenant_status. For legacy ones: psql -f 0002.marketplace-job-stats.sql.';
+    END IF;
+END
+$procedure$;

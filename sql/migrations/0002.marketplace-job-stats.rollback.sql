@@ -6,11 +6,14 @@ SET statement_timeout = 0;
 
 CALL job_stats.for_each_tenant(
     migration => '0002.marketplace-job-stats.rollback',
-    from_table => 'marketplace_job_stats',
-    to_table => 'vinted_job_stats',
+    pending => $$SELECT relnamespace FROM pg_catalog.pg_class WHERE relname = 'marketplace_job_stats' AND relkind = 'r'$$,
     lock_timeout_ms => 200,
     attempts => 7,
     run => $tenant$
+        DROP VIEW IF EXISTS vinted_job_stats; -- clones of the template have none
+
+        CALL job_stats.fold_marketplaces();
+
         -- With the column go its check, its unique key and its index, whatever they are called.
         ALTER TABLE marketplace_job_stats DROP COLUMN marketplace;
 

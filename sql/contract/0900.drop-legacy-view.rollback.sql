@@ -1,0 +1,21 @@
+-- Every tenant: the default marketplace and the legacy view come back. Locks as above.
+
+SET statement_timeout = 0;
+
+CALL job_stats.for_each_tenant(
+    migration => '0900.drop-legacy-view.rollback',
+    pending => $$
+        SELECT c.relnamespace
+        FROM pg_catalog.pg_class AS c
+        INNER JOIN pg_catalog.pg_attribute AS a ON c.oid = a.attrelid
+        WHERE c.relname = 'marketplace_job_stats' AND c.relkind = 'r' AND a.attname = 'marketplace' AND NOT a.atthasdef
+    $$,
+    lock_timeout_ms => 200,
+    attempts => 7,
+    run => $tenant$
+        ALTER TABLE marketplace_job_stats ALTER COLUMN marketplace SET DEFAULT 'vinted';
+        CALL job_stats.create_legacy_view('marketplace_job_stats');
+    $tenant$
+);
+
+RESET statement_timeout;

@@ -1,0 +1,10 @@
+"""Daily job counters per marketplace, kept in one PostgreSQL schema per tenant.
+
+The caller owns the connection and its transaction: nothing here commits, rolls back or touches `search_path`.
+Arguments that can never be right raise `ValueError` before anything is sent; psycopg's errors pass through unchanged.
+"""
+
+from stats_lib._sync import get_stats, update_job_stats
+from stats_lib._types import JobStats, Marketplace
+
+__all__ = ["JobStats", "Marketplace", "get_stats", "update_job_stats"]

@@ -1,0 +1,80 @@
+"""Arguments in, statement and parameters out: no I/O, so whatever executes them shares this."""
+
+import datetime
+from importlib.resources import files
+from typing import Any
+
+from psycopg import sql
+
+from stats_lib._types import JobStats, Marketplace
+
+MAX_DAYS = 1_000_000  # within what PostgreSQL can subtract from today
+MAX_DURATION = datetime.timedelta(milliseconds=2**31 - 1)  # what `avg_duration_ms`, an integer, can hold
+MAX_SCHEMA_BYTES = 63  # a longer name would be truncated by PostgreSQL, perhaps to another tenant's
+
+_UPDATE_JOB_STATS = sql.SQL(files(__package__).joinpath("update_job_stats.sql").read_text("utf-8"))
+_GET_STATS = sql.SQL(files(__package__).joinpath("get_stats.sql").read_text("utf-8"))
+
+
+def update_job_stats(
+    *,
+    schema: str,
+    action_type_id: int,
+    marketplace: Marketplace | str,
+    success: bool,
+    duration: datetime.timedelta | None,
+    date: datetime.date | None,
+) -> tuple[sql.Composed, dict[str, Any]]:
+    """Check the arguments of `stats_lib.update_job_stats`; return its statement and parameters, or raise ValueError."""
+    if not isinstance(success, bool):
+        raise _refusal("success", success, "True or False")
+    if date is not None and (not isinstance(date, datetime.date) or isinstance(date, datetime.datetime)):
+        raise _refusal("date", date, "a datetime.date without a time, or None for today in UTC")
+    return _UPDATE_JOB_STATS.format(table=_table(schema)), {
+        "action_type_id": _integer("action_type_id", action_type_id, -(2**31), 2**31 - 1),
+        "marketplace": _marketplace(marketplace),
+        "success": success,
+        "duration_ms": None if duration is None else _milliseconds(duration),
+        "date": date,
+    }
+
+
+def get_stats(*, schema: str, marketplace: Marketplace | str | None, days: int) -> tuple[sql.Composed, dict[str, Any]]:
+    """Check the arguments of `stats_lib.get_stats`; return its statement and parameters, or raise ValueError."""
+    return _GET_STATS.format(table=_table(schema)), {
+        "marketplaces": list(Marketplace) if marketplace is None else [_marketplace(marketplace)],
+        "days": _integer("days", days, 1, MAX_DAYS),
+    }
+
+
+def job_stats(*, marketplace: str, **columns: Any) -> JobStats:
+    """Make a `JobStats` of a row of `get_stats.sql`."""
+    return JobStats(marketplace=Marketplace(marketplace), **columns)
+
+
+def _table(schema: str) -> sql.Identifier:
+    if not isinstance(schema, str) or "\0" in schema or not 1 <= len(schema.encode()) <= MAX_SCHEMA_BYTES:
+        raise _refusal("schema", schema, f"a name of 1 to {MAX_SCHEMA_BYTES} bytes, none of them NUL")
+    return sql.Identifier(schema.replace("%", "%%"), "marketplace_job_stats")  # psycopg looks for %(placeholders) later
+
+
+def _marketplace(marketplace: str) -> Marketplace:
+    if marketplace not in list(Marketplace):
+        raise _refusal("marketplace", marketplace, " or ".join(repr(m.value) for m in Marketplace))
+    return Marketplace(marketplace)
+
+
+def _milliseconds(duration: datetime.timedelta) -> int:
+    if not isinstance(duration, datetime.timedelta) or not datetime.timedelta(0) <= duration <= MAX_DURATION:
+        raise _refusal("duration", duration, f"a datetime.timedelta from 0 to {MAX_DURATION}, or None")
+    return round(duration / datetime.timedelta(milliseconds=1))
+
+
+def _integer(name: str, value: int, low: int, high: int) -> int:
+    if not isinstance(value, int) or isinstance(value, bool) or not low <= value <= high:
+        raise _refusal(name, value, f"an integer from {low} to {high}")
+    return value
+
+
+def _refusal(name: str, value: object, allowed: str) -> ValueError:
+    return ValueError(f"{name} must be {allowed}; got {value!r}")

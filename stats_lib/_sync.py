@@ -1,0 +1,71 @@
+"""The statements, executed on a `psycopg.Connection`.
+
+Each makes a plain `Cursor` of its own, so that the connection's `cursor_factory` and `row_factory` do not matter.
+"""
+
+import datetime
+from typing import Any
+
+from psycopg import Connection, Cursor
+from psycopg.rows import kwargs_row
+
+from stats_lib import _queries
+from stats_lib._types import JobStats, Marketplace
+
+
+def update_job_stats(
+    conn: Connection[Any],
+    *,
+    schema: str,
+    action_type_id: int,
+    marketplace: Marketplace | str,
+    success: bool,
+    duration: datetime.timedelta | None = None,
+    date: datetime.date | None = None,
+) -> None:
+    """Count one finished job in the tenant's `marketplace_job_stats`.
+
+    One statement, no result: it can be pipelined (`with conn.pipeline():`), and concurrent updates are all counted.
+    The row is locked until the caller's transaction ends.
+
+    - `schema`: the tenant's schema, 1 to 63 bytes, used as it is (never parsed, folded or looked up in `search_path`).
+    - `action_type_id`: a 32-bit integer; the same id means another thing on another marketplace.
+    - `marketplace`: a `Marketplace` or its value, in lower case.
+    - `success`: True counts a success, False a failure.
+    - `duration`: 0 to 2^31 - 1 ms (about 24.8 days), rounded to the millisecond. None counts the job and leaves the
+      average as it is.
+    - `date`: the day to count the job on; None for today in UTC by the server's clock, as of the transaction's start.
+
+    `avg_duration_ms` is a running average, mean += (duration - mean) / total_jobs, rounded at each step. It is thus
+    approximate: a job whose duration is within total_jobs / 2 ms of the average no longer moves it, and a job without
+    a duration weighs as much as one of average duration.
+
+    Raises ValueError, before anything is sent, if an argument is none of the above; psycopg's errors pass through.
+    """
+    query, params = _queries.update_job_stats(
+        schema=schema,
+        action_type_id=action_type_id,
+        marketplace=marketplace,
+        success=success,
+        duration=duration,
+        date=date,
+    )
+    Cursor(conn).execute(query, params)
+
+
+def get_stats(
+    conn: Connection[Any], *, schema: str, marketplace: Marketplace | str | None = None, days: int = 7
+) -> list[JobStats]:
+    """Read the last days of the tenant's `marketplace_job_stats`.
+
+    - `schema`: as for `update_job_stats`.
+    - `marketplace`: a `Marketplace` or its value, in lower case; None for each member of `Marketplace`.
+    - `days`: 1 to 1,000,000 calendar days, ending with today in UTC by the server's clock, as of the transaction's
+      start. Rows dated later than today are left out.
+
+    Returns one `JobStats` a row: newest day first, then by marketplace (alphabetically), then by action type.
+
+    Raises ValueError, before anything is sent, if an argument is none of the above; psycopg's errors pass through.
+    """
+    query, params = _queries.get_stats(schema=schema, marketplace=marketplace, days=days)
+    return Cursor(conn, row_factory=kwargs_row(_queries.job_stats)).execute(query, params).fetchall()

@@ -1,0 +1,402 @@
+"""What `yoyo apply` and `yoyo rollback` do to tenants of every shape in `dev/legacy.sql`."""
+
+import re
+from collections.abc import Iterator
+from contextlib import contextmanager
+from threading import Thread
+from typing import Any
+
+import psycopg
+import pytest
+from psycopg import sql
+
+from tests.deploy import ROOT, Result, connect, psql, schema_dump, yoyo
+
+Connection = psycopg.Connection[tuple[Any, ...]]
+
+UPGRADE = ROOT / "sql/migrations/0002.marketplace-job-stats.sql"
+DOWNGRADE = ROOT / "sql/migrations/0002.marketplace-job-stats.rollback.sql"
+NEIGHBOURS = ["vinted", "users", "userland", "other_app", "user_without_table"]
+
+
+def tenants(conn: Connection) -> list[str]:
+    """Every tenant of `dev/legacy.sql` that has the table."""
+    return column(
+        conn,
+        """
+        SELECT nspname
+        FROM pg_namespace
+        JOIN pg_class ON relnamespace = pg_namespace.oid
+        WHERE (starts_with(nspname, 'user_') OR nspname = 'template_tenant')
+        AND relname IN ('vinted_job_stats', 'marketplace_job_stats') AND relkind = 'r'
+        ORDER BY nspname
+        """,
+    )
+
+
+def column(conn: Connection, query: str, *params: object) -> list[Any]:
+    return [row[0] for row in conn.execute(query.encode(), params or None)]
+
+
+def rows(conn: Connection, schema: str, table: str) -> list[tuple[Any, ...]]:
+    """All rows of a tenant's table in its legacy columns."""
+    columns = "id, action_type_id, date, total_jobs, success_count, failure_count, avg_duration_ms, created_at"
+    query = sql.SQL("SELECT {} FROM {} ORDER BY id").format(sql.SQL(columns), sql.Identifier(schema, table))
+    return conn.execute(query).fetchall()
+
+
+def definitions(conn: Connection, schemas: list[str]) -> dict[str, str]:
+    """What pg_dump says of each schema, whatever the name of the sequence that clones share with the template."""
+    shared = "template_tenant.marketplace_job_stats_id_seq", "template_tenant.vinted_job_stats_id_seq"
+    return {
+        schema: schema_dump(conn, schema).replace(*shared)
+        for schema in schemas
+    }
+
+
+def states(conn: Connection) -> dict[str, str]:
+    return dict(conn.execute("SELECT schema_name, state FROM job_stats.tenant_status").fetchall())
+
+
+def clone(conn: Connection, schema: str, like: str) -> None:
+    """Create a tenant as the platform does: from an existing one's table, which has the same name in both."""
+    table = like.partition(".")[2]
+    conn.execute(sql.SQL("CREATE SCHEMA {}").format(sql.Identifier(schema)))
+    conn.execute(
+        sql.SQL("CREATE TABLE {} (LIKE {} INCLUDING ALL)").format(
+            sql.Identifier(schema, table), sql.Identifier(*like.split("."))
+        )
+    )
+
+
+def ok(result: Result) -> str:
+    assert result.returncode == 0, result.stdout + result.stderr
+    return result.stdout
+
+
+@contextmanager
+def running(target: Any, *args: Any) -> Iterator[list[Result]]:
+    """Run a command in a thread; its result is in the list once the block has ended."""
+    results: list[Result] = []
+    thread = Thread(target=lambda: results.append(target(*args)))
+    thread.start()
+    try:
+        yield results
+    finally:
+        thread.join()
+
+
+def wait_until(conn: Connection, query: str, *params: object) -> None:
+    """Poll until the query's only value is true."""
+    while not column(conn, query, *params)[0]:
+        conn.execute("SELECT pg_sleep(0.01)")
+
+
+def test_apply_rollback_and_apply_again(legacy: Connection) -> None:
+    """Plain `yoyo apply` marks all migrations, `yoyo rollback --all` none, and up works again."""
+    for command, mark in [(["apply"], "A"), (["rollback", "--all"], "U"), (["apply"], "A")]:
+        ok(yoyo(legacy, *command))
+        listed = re.findall(r"^([AU]) +(\S+)", ok(yoyo(legacy, "list")), re.MULTILINE)
+        assert listed == [(mark, "0001.tenant-toolkit"), (mark, "0002.marketplace-job-stats")]
+
+
+def test_rollback_restores_every_definition_and_row(legacy: Connection) -> None:
+    """Up and down, pg_dump says of every tenant byte for byte what it said before, and the rows are the same."""
+    names = tenants(legacy)
+    before = {schema: schema_dump(legacy, schema) for schema in [*names, *NEIGHBOURS]}
+    contents = {schema: rows(legacy, schema, "vinted_job_stats") for schema in names}
+    ok(yoyo(legacy, "apply"))
+    assert tenants(legacy) == names
+    ok(yoyo(legacy, "rollback", "--all"))
+    assert {schema: schema_dump(legacy, schema) for schema in [*names, *NEIGHBOURS]} == before
+    assert {schema: rows(legacy, schema, "vinted_job_stats") for schema in names} == contents
+    assert column(legacy, "SELECT count(*) FROM pg_namespace WHERE nspname = 'job_stats'") == [0]
+
+
+def test_every_row_is_kept_and_is_vinted(legacy: Connection) -> None:
+    """After the upgrade every tenant has the rows it had, ids and all, each with marketplace 'vinted'."""
+    contents = {schema: rows(legacy, schema, "vinted_job_stats") for schema in tenants(legacy)}
+    ok(yoyo(legacy, "apply"))
+    assert {schema: rows(legacy, schema, "marketplace_job_stats") for schema in tenants(legacy)} == contents
+    for schema in contents:
+        query = sql.SQL("SELECT count(*) FROM {} WHERE marketplace <> 'vinted'")
+        count = legacy.execute(query.format(sql.Identifier(schema, "marketplace_job_stats"))).fetchone()
+        assert count == (0,)
+
+
+def test_neighbours_are_not_touched(legacy: Connection) -> None:
+    """Schemas that only look like tenants, or have no such table, are the same after the upgrade."""
+    before = definitions(legacy, NEIGHBOURS)
+    ok(yoyo(legacy, "apply"))
+    assert definitions(legacy, NEIGHBOURS) == before
+    assert states(legacy)["user_without_table"] == "missing"
+    assert not {"users", "userland", "other_app", "vinted"} & states(legacy).keys()
+
+
+def test_marketplaces_live_side_by_side(migrated: Connection) -> None:
+    """In every tenant a day's action type has a row per marketplace, and no more; others are refused by name."""
+    for schema in tenants(migrated):
+        insert = sql.SQL(
+            "INSERT INTO {} (action_type_id, date, marketplace) VALUES (4711, '2026-01-01', %s) ON CONFLICT DO NOTHING"
+        ).format(sql.Identifier(schema, "marketplace_job_stats"))
+        added = [migrated.execute(insert, [name]).rowcount for name in ["vinted", "ebay", "etsy", "ebay"]]
+        assert added == [1, 1, 1, 0], schema
+        with pytest.raises(psycopg.errors.CheckViolation, match="ck_marketplace_job_stats_marketplace"):
+            migrated.execute(insert, ["amazon"])
+
+
+def test_nothing_carries_the_old_name(migrated: Connection) -> None:
+    """Keys, indexes, constraints and owned sequences are renamed with the table, in every tenant."""
+    left = """
+        SELECT n.nspname || '.' || o.name
+        FROM (
+            SELECT relnamespace AS schema_oid, relname AS name FROM pg_class
+            UNION ALL
+            SELECT connamespace, conname FROM pg_constraint
+        ) AS o
+        JOIN pg_namespace AS n ON n.oid = o.schema_oid
+        WHERE position('vinted_job_stats' IN o.name) > 0 AND nspname = ANY (%s)
+    """
+    assert column(migrated, left, tenants(migrated)) == []
+
+
+def test_definitions_have_their_names(migrated: Connection) -> None:
+    """Every tenant has the key, the check and the index under the names that are API."""
+    names = """
+        SELECT count(*) FROM pg_class JOIN pg_namespace AS n ON n.oid = relnamespace
+        WHERE relname = %s AND nspname = ANY (%s)
+    """
+    schemas = tenants(migrated)
+    for name in [
+        "uq_marketplace_job_stats_action_marketplace_date",
+        "ix_marketplace_job_stats_marketplace_created_at",
+    ]:
+        assert column(migrated, names, name, schemas) == [len(schemas)]
+    assert set(states(migrated).values()) == {"migrated", "missing"}
+
+
+def test_only_foreign_keys_to_vinted_go(migrated: Connection) -> None:
+    """eBay's action types are accepted, while a tenant's own foreign keys still hold."""
+    table = "user_foreign_keys.marketplace_job_stats"
+    migrated.execute(f"INSERT INTO {table} (action_type_id, date, marketplace) VALUES (4711, '2026-01-01', 'ebay')")
+    with pytest.raises(psycopg.errors.ForeignKeyViolation):
+        migrated.execute(f"UPDATE {table} SET worker_id = 4711")
+
+
+def test_owner_and_grants_stay(migrated: Connection) -> None:
+    """Owners, grants and row-level security are those of the legacy table."""
+    assert column(
+        migrated, "SELECT relowner::regrole::text FROM pg_class WHERE oid = 'user_owner.marketplace_job_stats'::regclass"
+    ) == ["legacy_owner"]
+    with connect(migrated) as reader:
+        reader.execute("SET ROLE legacy_reader")
+        reader.execute("INSERT INTO user_grants.marketplace_job_stats (action_type_id, date) VALUES (9, '2026-01-01')")
+        with pytest.raises(psycopg.errors.InsufficientPrivilege):
+            reader.execute("DELETE FROM user_grants.marketplace_job_stats")
+        seen = column(reader, "SELECT count(*) FROM user_row_security.marketplace_job_stats WHERE date < current_date - 30")
+        assert seen == [0]
+    assert column(migrated, "SELECT count(*) > 0 FROM user_row_security.marketplace_job_stats") == [True]
+
+
+def test_a_clone_of_the_migrated_template_rolls_back_to_a_legacy_clone(legacy: Connection) -> None:
+    """A tenant born after the upgrade is, after the rollback, what a clone of the legacy template is."""
+    as_born_legacy = schema_dump(legacy, "user_1").replace("user_1", "user_new")
+    ok(yoyo(legacy, "apply"))
+    clone(legacy, "user_new", "template_tenant.marketplace_job_stats")
+    assert states(legacy)["user_new"] == "migrated"
+    legacy.execute("INSERT INTO user_new.marketplace_job_stats (action_type_id, date) VALUES (1, '2026-01-01')")
+    ok(yoyo(legacy, "rollback", "--revision", "0002"))
+    assert schema_dump(legacy, "user_new") == as_born_legacy
+    assert len(rows(legacy, "user_new", "vinted_job_stats")) == 1
+
+
+def test_a_tenant_upgraded_by_hand_is_left_alone(legacy: Connection) -> None:
+    """A schema that has the new table already is not touched; status says what is wrong with it."""
+    legacy.execute("ALTER TABLE user_2.vinted_job_stats RENAME TO marketplace_job_stats")
+    before = definitions(legacy, ["user_2"])
+    ok(yoyo(legacy, "apply"))
+    assert definitions(legacy, ["user_2"]) == before
+    problem = column(legacy, "SELECT problem FROM job_stats.tenant_status WHERE schema_name = 'user_2'")[0]
+    assert "no column marketplace" in problem
+    assert "no unique key on (action_type_id, marketplace, date)" in problem
+
+
+def test_a_tenant_that_fails_leaves_the_others_done(legacy: Connection) -> None:
+    """Both tables, or duplicates, in a tenant: refused by name, yoyo fails and marks nothing, a rerun does the rest."""
+    legacy.execute("CREATE TABLE user_1.marketplace_job_stats ()")
+    legacy.execute("ALTER TABLE user_2.vinted_job_stats DROP CONSTRAINT vinted_job_stats_action_type_id_date_key")
+    legacy.execute("INSERT INTO user_2.vinted_job_stats (action_type_id, date) VALUES (7, '2026-01-01'), (7, '2026-01-01')")
+    before = definitions(legacy, ["user_1", "user_2"])
+
+    failed = yoyo(legacy, "apply")
+    assert failed.returncode != 0
+    assert "user_1: both vinted_job_stats and marketplace_job_stats exist" in failed.stderr
+    assert "user_2: could not create unique index" in failed.stderr
+    assert "(action_type_id, marketplace, date)=(7, vinted, 2026-01-01) is duplicated" in failed.stderr
+    assert "run the same command again" in failed.stderr
+    assert re.search(r"^U +0002", ok(yoyo(legacy, "list")), re.MULTILINE)
+    assert definitions(legacy, ["user_1", "user_2"]) == before
+    assert {name for name, state in states(legacy).items() if state != "migrated"} == {
+        "user_1",
+        "user_2",
+        "user_without_table",
+    }
+    assert states(legacy)["user_1"] == "drifted"
+
+    legacy.execute("DROP TABLE user_1.marketplace_job_stats")
+    legacy.execute("DELETE FROM user_2.vinted_job_stats WHERE id = (SELECT max(id) FROM user_2.vinted_job_stats)")
+    assert re.search(r"^ 2 +\| 18 ", ok(yoyo(legacy, "apply")), re.MULTILINE)
+    assert set(states(legacy).values()) == {"migrated", "missing"}
+
+
+def test_an_error_in_the_template_stops_the_run(legacy: Connection) -> None:
+    """template_tenant goes first: if it fails, no other tenant has been touched."""
+    legacy.execute("CREATE TABLE template_tenant.marketplace_job_stats ()")
+    failed = yoyo(legacy, "apply")
+    assert failed.returncode != 0
+    assert "template_tenant: both" in failed.stderr
+    assert "No tenant is touched before template_tenant" in failed.stderr
+    assert "migrated" not in states(legacy).values()
+
+
+def test_a_tenant_created_meanwhile_is_migrated_too(legacy: Connection) -> None:
+    """The list is read again until no legacy tenant is left."""
+    with connect(legacy, autocommit=False) as blocker:
+        blocker.execute("LOCK TABLE user_1.vinted_job_stats IN ACCESS SHARE MODE")
+        with running(yoyo, legacy, "apply") as results:
+            wait_until(legacy, "SELECT to_regclass('user_2.marketplace_job_stats') IS NOT NULL")
+            clone(legacy, "user_0_new", "users.vinted_job_stats")
+            blocker.rollback()
+    ok(results[0])
+    assert states(legacy)["user_0_new"] == "migrated"
+
+
+def test_one_runner_at_a_time(legacy: Connection) -> None:
+    """A second run, by whatever client, is refused and told the first one's pid."""
+    with connect(legacy, autocommit=False) as blocker:
+        blocker.execute("LOCK TABLE user_1.vinted_job_stats IN ACCESS SHARE MODE")
+        with running(yoyo, legacy, "apply") as results:
+            wait_until(legacy, "SELECT to_regclass('user_2.marketplace_job_stats') IS NOT NULL")
+            second = psql(legacy, "-f", str(UPGRADE))
+            runner = column(legacy, "SELECT pid FROM pg_locks WHERE locktype = 'advisory'")
+            blocker.rollback()
+    assert second.returncode != 0
+    assert f"migrated already, by pid {runner[0]}" in second.stderr
+    ok(results[0])
+
+
+def test_thousands_of_tenants_under_a_statement_timeout(legacy: Connection) -> None:
+    """3,000 tenants go up and down, by a role whose statements may take a second, in a server with default settings."""
+    legacy.execute(
+        """
+        DO $$
+        BEGIN
+            FOR i IN 1..3000 LOOP
+                EXECUTE format('CREATE SCHEMA user_many_%s', i);
+                EXECUTE format(
+                    'CREATE TABLE user_many_%s.vinted_job_stats (LIKE template_tenant.vinted_job_stats INCLUDING ALL)', i
+                );
+                IF i % 100 = 0 THEN
+                    COMMIT;
+                END IF;
+            END LOOP;
+            EXECUTE format('ALTER ROLE %I IN DATABASE %I SET statement_timeout = ''1s''', current_user, current_database());
+        END
+        $$
+        """
+    )
+    count = len(tenants(legacy))
+    assert re.search(rf"^ {count} +\| 0 +\| 0 ", ok(yoyo(legacy, "apply")), re.MULTILINE)
+    assert list(states(legacy).values()).count("migrated") == count
+    assert re.search(rf"^ {count} +\| 0 +\| 0 ", ok(yoyo(legacy, "rollback", "--all")), re.MULTILINE)
+
+
+def test_the_files_run_under_psql_too(legacy: Connection) -> None:
+    """`psql -f` does what is left: all at first, nothing the second time, and the straggler restored from a backup."""
+    ok(yoyo(legacy, "apply", "--revision", "0001"))
+    assert re.search(r"^ +20 \| +0 \|", ok(psql(legacy, "-f", str(UPGRADE))), re.MULTILINE)
+    assert re.search(r"^ +0 \| +20 \|", ok(psql(legacy, "-f", str(UPGRADE))), re.MULTILINE)
+    clone(legacy, "user_restored", "users.vinted_job_stats")
+    assert re.search(r"^ +1 \| +20 \|", ok(psql(legacy, "-f", str(UPGRADE))), re.MULTILINE)
+    assert re.search(r"^ +21 \| +0 \|", ok(psql(legacy, "-f", str(DOWNGRADE))), re.MULTILINE)
+
+
+def test_in_a_transaction_block_nothing_is_begun(legacy: Connection) -> None:
+    """One transaction for all tenants is refused before the first."""
+    ok(yoyo(legacy, "apply", "--revision", "0001"))
+    refused = psql(legacy, "-1", "-f", str(UPGRADE))
+    assert refused.returncode != 0
+    assert "invalid transaction termination" in refused.stderr
+    assert "migrated" not in states(legacy).values()
+
+
+def test_rehearsal_changes_nothing(legacy: Connection) -> None:
+    """With job_stats.dry_run each tenant's DDL is run and rolled back; yoyo fails and marks nothing."""
+    ok(yoyo(legacy, "apply", "--revision", "0001"))
+    before = definitions(legacy, tenants(legacy))
+    dry_run = {"PGOPTIONS": "-c job_stats.dry_run=on"}
+    assert re.search(r"^ +20 \| +0 \| +0 \|", ok(psql(legacy, "-f", str(UPGRADE), env=dry_run)), re.MULTILINE)
+    assert column(legacy, "SELECT DISTINCT outcome FROM job_stats.journal") == ["rehearsed"]
+    under_yoyo = yoyo(legacy, "apply", env=dry_run)
+    assert under_yoyo.returncode != 0
+    assert "20 rehearsed" in under_yoyo.stderr
+    assert re.search(r"^U +0002", ok(yoyo(legacy, "list")), re.MULTILINE)
+    assert definitions(legacy, tenants(legacy)) == before
+
+
+def test_rehearsal_names_what_would_fail(legacy: Connection) -> None:
+    """A tenant that would be refused is refused in the rehearsal too."""
+    ok(yoyo(legacy, "apply", "--revision", "0001"))
+    legacy.execute("CREATE TABLE user_1.marketplace_job_stats ()")
+    rehearsal = psql(legacy, "-f", str(UPGRADE), env={"PGOPTIONS": "-c job_stats.dry_run=on"})
+    assert rehearsal.returncode != 0
+    assert "user_1: both" in rehearsal.stderr
+    assert "migrated" not in states(legacy).values()
+
+
+def test_canary(legacy: Connection) -> None:
+    """job_stats.tenants limits a run to the tenants whose whole name matches; yoyo fails and marks nothing."""
+    ok(yoyo(legacy, "apply", "--revision", "0001"))
+    canary = {"PGOPTIONS": r"-c job_stats.tenants=user_[12]|user_a\"b".replace("\\", "")}
+    assert re.search(r"^ +3 \| +0 \|", ok(psql(legacy, "-f", str(UPGRADE), env=canary)), re.MULTILINE)
+    assert {name for name, state in states(legacy).items() if state == "migrated"} == {"user_1", "user_2", 'user_a"b'}
+    under_yoyo = yoyo(legacy, "apply", env={"PGOPTIONS": "-c job_stats.tenants=user_3"})
+    assert under_yoyo.returncode != 0
+    assert "1 done" in under_yoyo.stderr
+    assert states(legacy)["user_3"] == "migrated"
+    assert re.search(r"^U +0002", ok(yoyo(legacy, "list")), re.MULTILINE)
+
+
+def test_the_toolkit_stays_while_a_tenant_is_migrated(legacy: Connection) -> None:
+    """Rolling 0001 back would drop what 0002's rollback restores, so it is refused."""
+    ok(yoyo(legacy, "apply"))
+    ok(yoyo(legacy, "unmark", "--revision", "0002"))
+    refused = yoyo(legacy, "rollback", "--all")
+    assert refused.returncode != 0
+    assert "still migrated: template_tenant, user_1" in refused.stderr
+    assert states(legacy)["user_1"] == "migrated"
+
+
+def test_the_journal_tells_what_was_done(legacy: Connection) -> None:
+    """A row per tenant and attempt: which migration, the outcome, the problem, and how to restore what was dropped."""
+    legacy.execute("CREATE TABLE user_1.marketplace_job_stats ()")
+    yoyo(legacy, "apply")
+    journal = {
+        row[0]: row[1:]
+        for row in legacy.execute("SELECT schema_name, migration, attempt, outcome, problem, undo FROM job_stats.journal")
+    }
+    assert len(journal) == 20
+    assert journal["user_1"][:3] == ("0002.marketplace-job-stats", 1, "failed")
+    assert journal["user_1"][3].startswith("both vinted_job_stats and marketplace_job_stats exist")
+    assert journal["user_schema_key"][:4] == ("0002.marketplace-job-stats", 1, "done", None)
+    assert "ADD CONSTRAINT uq_user_schema_key_job_stats_action_date UNIQUE" in journal["user_schema_key"][4]
+
+
+def test_the_replica_identity_is_not_dropped(legacy: Connection) -> None:
+    """A tenant whose old key is its replica identity is refused: without one, replicated updates would fail."""
+    legacy.execute(
+        "ALTER TABLE user_1.vinted_job_stats REPLICA IDENTITY USING INDEX vinted_job_stats_action_type_id_date_key"
+    )
+    failed = yoyo(legacy, "apply")
+    assert "user_1: user_1.vinted_job_stats_action_type_id_date_key is the replica identity" in failed.stderr
+    assert states(legacy)["user_1"] == "legacy"

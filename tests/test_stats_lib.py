@@ -1,0 +1,490 @@
+"""`stats_lib`: what is counted, what is read back, what is refused, and that the caller's connection stays theirs."""
+
+import datetime
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import FrozenInstanceError
+from enum import IntEnum
+from functools import partial
+from threading import Barrier
+from typing import Any
+
+import psycopg
+import pytest
+from psycopg import Connection, sql
+from psycopg.pq import TransactionStatus
+from psycopg.rows import RowFactory, dict_row, namedtuple_row, scalar_row
+
+from stats_lib import JobStats, Marketplace, get_stats, update_job_stats
+from tests.deploy import connect
+
+# A day that is over: no test can see the date change under it.
+DAY = datetime.datetime.now(datetime.UTC).date() - datetime.timedelta(days=1)
+MAX_DURATION = datetime.timedelta(milliseconds=2**31 - 1)
+
+count = partial(update_job_stats, schema="user_1", action_type_id=1, marketplace="ebay", success=True, date=DAY)
+read = partial(get_stats, schema="user_1")
+
+
+def ms(milliseconds: float) -> datetime.timedelta:
+    return datetime.timedelta(milliseconds=milliseconds)
+
+
+@pytest.fixture
+def conn(migrated: Connection) -> Connection:
+    """An autocommit connection to a database whose tenants have counted nothing yet."""
+    migrated.execute("DELETE FROM user_1.marketplace_job_stats")
+    migrated.execute("DELETE FROM user_2.marketplace_job_stats")
+    return migrated
+
+
+# What is counted
+
+
+def test_first_job_makes_the_row(conn: Connection) -> None:
+    """The first job of a key inserts its row, and every column of it is read back."""
+    count(conn, marketplace=Marketplace.ETSY, duration=ms(1500))
+
+    id_, created_at = conn.execute("SELECT id, created_at FROM user_1.marketplace_job_stats").fetchall()[0]
+    expected = JobStats(
+        id=id_,
+        action_type_id=1,
+        marketplace=Marketplace.ETSY,
+        date=DAY,
+        total_jobs=1,
+        success_count=1,
+        failure_count=0,
+        avg_duration_ms=1500,
+        created_at=created_at,
+    )
+    (actual,) = read(conn)
+    assert expected == actual
+    assert Marketplace.ETSY is actual.marketplace
+    assert actual.created_at.tzinfo is not None
+
+
+def test_further_jobs_add_up(conn: Connection) -> None:
+    """Successes and failures of a key are added to its one row, which keeps its id and time of creation."""
+    count(conn)
+    (first,) = read(conn)
+    for success in (True, False, False, True):
+        count(conn, success=success)
+
+    (row,) = read(conn)
+    assert (5, 3, 2) == (row.total_jobs, row.success_count, row.failure_count)
+    assert (first.id, first.created_at) == (row.id, row.created_at)
+
+
+def test_first_job_may_fail(conn: Connection) -> None:
+    """A failure counts as one from the first job on."""
+    count(conn, success=False)
+
+    (row,) = read(conn)
+    assert (1, 0, 1) == (row.total_jobs, row.success_count, row.failure_count)
+
+
+def test_keys_are_apart(conn: Connection) -> None:
+    """Marketplaces, action types and days share no counter."""
+    earlier = DAY - datetime.timedelta(days=1)
+    keys = [
+        (DAY, Marketplace.EBAY, 1),
+        (DAY, Marketplace.EBAY, 2),
+        (DAY, Marketplace.ETSY, 1),
+        (DAY, Marketplace.VINTED, 1),
+        (earlier, Marketplace.EBAY, 1),
+    ]
+    for jobs, (date, marketplace, action_type_id) in enumerate(keys, start=1):
+        for _ in range(jobs):
+            count(conn, date=date, marketplace=marketplace, action_type_id=action_type_id)
+
+    expected = [(*key, jobs) for jobs, key in enumerate(keys, start=1)]
+    assert expected == [(row.date, row.marketplace, row.action_type_id, row.total_jobs) for row in read(conn)]
+
+
+def test_tenants_are_apart(conn: Connection) -> None:
+    """Counting for one tenant changes nothing for its neighbour."""
+    count(conn, schema="user_1")
+    before = get_stats(conn, schema="user_1")
+    count(conn, schema="user_2", success=False)
+
+    assert before == get_stats(conn, schema="user_1")
+    assert [(1, 0, 1)] == [
+        (row.total_jobs, row.success_count, row.failure_count) for row in get_stats(conn, schema="user_2")
+    ]
+
+
+def test_no_update_is_lost(conn: Connection) -> None:
+    """16 connections that count 200 jobs each on one new key at the same time are counted exactly."""
+    barrier = Barrier(16, timeout=60)
+
+    def work(_: int) -> None:
+        with connect(conn) as own:
+            barrier.wait()
+            for job in range(200):
+                count(own, success=job % 4 > 0, duration=ms(1500))
+
+    with ThreadPoolExecutor(16) as pool:
+        list(pool.map(work, range(16)))
+
+    (row,) = read(conn)
+    assert (3200, 2400, 800, 1500) == (row.total_jobs, row.success_count, row.failure_count, row.avg_duration_ms)
+
+
+@pytest.mark.parametrize(
+    ("durations", "expected"),
+    [
+        ([None], None),
+        ([None, None], None),
+        ([None, ms(100)], 100),
+        ([ms(100), None], 100),
+        ([ms(100), None, ms(400)], 200),
+        ([ms(100), ms(200)], 150),
+        ([ms(200), ms(100)], 150),
+        ([ms(100), ms(101), ms(102)], 101),
+        ([ms(100), ms(99)], 99),
+        ([ms(0)], 0),
+        ([ms(0.4)], 0),
+        ([ms(1.6)], 2),
+        ([ms(0), MAX_DURATION], 2**30),
+        ([MAX_DURATION, MAX_DURATION, MAX_DURATION], 2**31 - 1),
+    ],
+    ids=str,
+)
+def test_average(conn: Connection, durations: list[datetime.timedelta | None], expected: int | None) -> None:
+    """The average runs over the jobs so far, rounded; a job without a duration leaves it as it is."""
+    for duration in durations:
+        count(conn, duration=duration)
+
+    assert [expected] == [row.avg_duration_ms for row in read(conn)]
+
+
+def test_average_does_not_overflow(conn: Connection) -> None:
+    """The longest average of the most jobs that the columns can hold is still computed."""
+    count(conn, duration=MAX_DURATION)
+    conn.execute("UPDATE user_1.marketplace_job_stats SET total_jobs = 2147483646")
+    count(conn, duration=ms(0))
+
+    (row,) = read(conn)
+    assert (2**31 - 1, 2**31 - 2) == (row.total_jobs, row.avg_duration_ms)
+
+
+@pytest.mark.parametrize("time_zone", ["Pacific/Kiritimati", "Etc/GMT+12"])  # at any time, one is not at UTC's date
+def test_today_is_utc(conn: Connection, time_zone: str) -> None:
+    """Today, when a job counts by default and where `days` ends, is UTC's, whatever the session's time zone."""
+    conn.execute(sql.SQL("SET TimeZone = {}").format(time_zone))
+    with conn.transaction():
+        (today,) = conn.execute("SELECT (now() AT TIME ZONE 'UTC')::date").fetchall()[0]
+        count(conn, date=today - datetime.timedelta(days=1))
+        count(conn, date=None)
+        count(conn, date=today + datetime.timedelta(days=1))
+        rows = read(conn, days=1)
+
+    assert [today] == [row.date for row in rows]
+
+
+def test_enumerated_action_type(conn: Connection) -> None:
+    """An action type may be a member of the caller's IntEnum."""
+    action = IntEnum("action", {"RELIST": 40})
+    count(conn, action_type_id=action.RELIST)
+
+    assert [40] == [row.action_type_id for row in read(conn)]
+
+
+# What is read back
+
+
+def test_order(conn: Connection) -> None:
+    """Rows come newest day first, then by marketplace, then by action type."""
+    days = [DAY - datetime.timedelta(days=n) for n in range(2)]
+    expected = [(day, marketplace, n) for day in days for marketplace in ("ebay", "etsy", "vinted") for n in (1, 2, 10)]
+    for day, marketplace, n in sorted(expected, key=lambda key: (key[2], key[1], key[0])):
+        count(conn, date=day, marketplace=marketplace, action_type_id=n)
+
+    assert expected == [(row.date, row.marketplace, row.action_type_id) for row in read(conn)]
+
+
+@pytest.mark.parametrize(
+    ("days", "expected"), [(1, [0]), (6, [0]), (7, [0, 6]), (8, [0, 6, 7]), (10**6, [0, 6, 7, 9999])]
+)
+def test_days(conn: Connection, days: int, expected: list[int]) -> None:
+    """`days` counts calendar days up to and including today; rows of later days are not read."""
+    with conn.transaction():
+        (today,) = conn.execute("SELECT (now() AT TIME ZONE 'UTC')::date").fetchall()[0]
+        for age in (-1, 0, 6, 7, 9999):
+            count(conn, date=today - datetime.timedelta(days=age))
+        rows = read(conn, days=days)
+
+    assert expected == [(today - row.date).days for row in rows]
+
+
+def test_a_week_by_default(conn: Connection) -> None:
+    """Without `days`, the last seven calendar days are read."""
+    with conn.transaction():
+        (today,) = conn.execute("SELECT (now() AT TIME ZONE 'UTC')::date").fetchall()[0]
+        for age in range(10):
+            count(conn, date=today - datetime.timedelta(days=age))
+        rows = read(conn)
+
+    assert list(range(7)) == [(today - row.date).days for row in rows]
+
+
+@pytest.mark.parametrize("marketplace", [*Marketplace, "vinted", "ebay", "etsy"], ids=repr)
+def test_one_marketplace(conn: Connection, marketplace: str) -> None:
+    """A marketplace, or its value, limits the rows to it."""
+    for each in Marketplace:
+        count(conn, marketplace=each)
+
+    assert [marketplace] == [row.marketplace for row in read(conn, marketplace=marketplace)]
+
+
+def test_unknown_marketplace_is_left_out(conn: Connection) -> None:
+    """A row of a marketplace that a later release added does not keep this one from reading the others."""
+    count(conn)
+    conn.execute("ALTER TABLE user_1.marketplace_job_stats DROP CONSTRAINT ck_marketplace_job_stats_marketplace")
+    conn.execute(
+        "INSERT INTO user_1.marketplace_job_stats (action_type_id, marketplace, date) VALUES (1, 'later', %s)", [DAY]
+    )
+
+    assert [Marketplace.EBAY] == [row.marketplace for row in read(conn)]
+
+
+@pytest.mark.parametrize(("successes", "failures", "expected"), [(0, 0, 0.0), (0, 2, 0.0), (3, 1, 0.75), (2, 0, 1.0)])
+def test_success_rate(conn: Connection, successes: int, failures: int, expected: float) -> None:
+    """The success rate goes from 0.0 to 1.0, and is 0.0 for a row without jobs."""
+    count(conn)
+    conn.execute(
+        "UPDATE user_1.marketplace_job_stats SET total_jobs = %s, success_count = %s, failure_count = %s",
+        [successes + failures, successes, failures],
+    )
+
+    assert [expected] == [row.success_rate for row in read(conn)]
+
+
+def test_rows_are_frozen(conn: Connection) -> None:
+    """What was read cannot be changed by mistake."""
+    count(conn)
+    (row,) = read(conn)
+
+    with pytest.raises(FrozenInstanceError):
+        row.total_jobs = 2  # type: ignore[misc]  # what the test is about
+
+
+# What is refused
+
+BAD_SCHEMAS = [None, "", "user_1\0", b"user_1", 1, "x" * 64, "é" * 32]
+BAD_MARKETPLACES = ["", "EBAY", "Vinted", "amazon", " ebay", b"ebay", 1, ["ebay"]]
+
+
+@pytest.mark.parametrize(
+    ("call", "argument", "value"),
+    [
+        *((count, "schema", value) for value in BAD_SCHEMAS),
+        *((count, "action_type_id", value) for value in (None, True, "1", 1.0, 2**31, -(2**31) - 1)),
+        *((count, "marketplace", value) for value in (None, *BAD_MARKETPLACES)),
+        *((count, "success", value) for value in (None, 1, "true")),
+        *((count, "duration", value) for value in (1500, 1.5, "1s", ms(-0.001), MAX_DURATION + ms(0.001))),
+        *((count, "duration", value) for value in (datetime.timedelta.min, datetime.timedelta.max)),
+        *(
+            (count, "date", value)
+            for value in ("2025-01-31", 20250131, datetime.datetime(2025, 1, 31, tzinfo=datetime.UTC))
+        ),
+        *((read, "schema", value) for value in BAD_SCHEMAS),
+        *((read, "marketplace", value) for value in BAD_MARKETPLACES),
+        *((read, "days", value) for value in (None, True, "7", 7.0, 0, -1, 1_000_001, 2**31, 2**63)),
+    ],
+)
+def test_bad_argument(conn: Connection, call: Callable[..., object], argument: str, value: object) -> None:
+    """A bad argument is a ValueError that says what is allowed; nothing is sent, and an open transaction goes on."""
+    conn.autocommit = False
+    with pytest.raises(ValueError, match=f"^{argument} must be "):
+        call(conn, **{argument: value})
+    assert TransactionStatus.IDLE == conn.info.transaction_status
+
+    count(conn)
+    with pytest.raises(ValueError, match=f"^{argument} must be "):
+        call(conn, **{argument: value})
+    count(conn)
+    conn.commit()
+    assert [2] == [row.total_jobs for row in read(conn)]
+
+
+@pytest.mark.parametrize(
+    ("call", "argument", "value", "message"),
+    [
+        (count, "schema", "", "schema must be a name of 1 to 63 bytes, none of them NUL; got ''"),
+        (count, "action_type_id", "1", "action_type_id must be an integer from -2147483648 to 2147483647; got '1'"),
+        (count, "marketplace", "EBAY", "marketplace must be 'vinted' or 'ebay' or 'etsy'; got 'EBAY'"),
+        (count, "success", 1, "success must be True or False; got 1"),
+        (
+            count,
+            "duration",
+            5,
+            "duration must be a datetime.timedelta from 0 to 24 days, 20:31:23.647000, or None; got 5",
+        ),
+        (count, "date", "", "date must be a datetime.date without a time, or None for today in UTC; got ''"),
+        (read, "days", 0, "days must be an integer from 1 to 1000000; got 0"),
+    ],
+)
+def test_refusal(conn: Connection, call: Callable[..., object], argument: str, value: object, message: str) -> None:
+    """A refusal names the argument, what is allowed, and what was given instead."""
+    with pytest.raises(ValueError, match=argument) as refusal:
+        call(conn, **{argument: value})
+
+    assert message == str(refusal.value)
+
+
+@pytest.mark.parametrize("marketplace", [{}, {"marketplace": None}], ids=["missing", "None"])
+def test_marketplace_is_never_guessed(conn: Connection, marketplace: dict[str, Any]) -> None:
+    """A writer that forgets the marketplace is refused, and nothing is counted."""
+    with pytest.raises((TypeError, ValueError), match="marketplace"):
+        update_job_stats(conn, schema="user_1", action_type_id=1, success=True, **marketplace)
+
+    assert [] == read(conn)
+
+
+@pytest.mark.parametrize("action_type_id", [-(2**31), 0, 2**31 - 1])
+@pytest.mark.parametrize("date", [datetime.date.min, datetime.date.max])
+def test_extremes_are_stored(conn: Connection, action_type_id: int, date: datetime.date) -> None:
+    """What is not refused fits: the widest ids and dates are stored as given."""
+    count(conn, action_type_id=action_type_id, date=date)
+
+    stored = conn.execute("SELECT action_type_id, date FROM user_1.marketplace_job_stats").fetchall()
+    assert [(action_type_id, date)] == stored
+
+
+@pytest.mark.parametrize("call", [count, read])
+def test_driver_errors_pass_through(conn: Connection, call: Callable[..., object]) -> None:
+    """A schema without the table is psycopg's UndefinedTable, not an error of ours."""
+    with pytest.raises(psycopg.errors.UndefinedTable):
+        call(conn, schema="user_404")
+
+
+@pytest.mark.parametrize(
+    "schema",
+    [
+        'user_1"; DROP TABLE user_2.marketplace_job_stats; --',
+        "user_1'; DROP TABLE user_2.marketplace_job_stats; --",
+        "user_1.marketplace_job_stats",
+        "USER_1",
+        "%s %(days)s %",
+        "{table} {}",
+        "\\ $1 $$ é\n",
+        "x" * 63,
+    ],
+)
+def test_schema_is_only_ever_a_name(conn: Connection, schema: str) -> None:
+    """Whatever a schema is called, it is a schema: missing, it is not found; present, it is counted in."""
+    count(conn)
+    for call in (count, read):
+        with pytest.raises(psycopg.errors.UndefinedTable):
+            call(conn, schema=schema)
+
+    conn.execute(sql.SQL("CREATE SCHEMA {}").format(sql.Identifier(schema)))
+    conn.execute(
+        sql.SQL("CREATE TABLE {} (LIKE user_1.marketplace_job_stats INCLUDING ALL)").format(
+            sql.Identifier(schema, "marketplace_job_stats")
+        )
+    )
+    count(conn, schema=schema, success=False)
+    assert [0.0] == [row.success_rate for row in read(conn, schema=schema)]
+    assert [1.0] == [row.success_rate for row in read(conn)]
+    assert [] == read(conn, schema="user_2")
+
+
+# The caller's connection
+
+
+@pytest.mark.parametrize("row_factory", [dict_row, namedtuple_row, scalar_row])
+def test_any_row_factory(conn: Connection, row_factory: RowFactory[Any]) -> None:
+    """Rows are `JobStats` whatever the connection's row factory, which stays."""
+    count(conn)
+    expected = read(conn)
+    conn.row_factory = row_factory
+    count(conn, schema="user_2")
+
+    assert expected == read(conn)
+    assert row_factory is conn.row_factory
+
+
+@pytest.mark.parametrize("cursor_factory", [psycopg.ClientCursor, psycopg.RawCursor])
+def test_any_cursor_factory(conn: Connection, cursor_factory: type[psycopg.Cursor[Any]]) -> None:
+    """Parameters are bound whatever the connection's cursor factory."""
+    conn.cursor_factory = cursor_factory
+    count(conn, duration=ms(1500))
+
+    assert [1500] == [row.avg_duration_ms for row in read(conn, marketplace="ebay")]
+
+
+def test_the_caller_rolls_back(conn: Connection) -> None:
+    """Nothing is committed here: the caller's rollback undoes what was counted."""
+    conn.autocommit = False
+    count(conn)
+    assert [1] == [row.total_jobs for row in read(conn)]
+    assert TransactionStatus.INTRANS == conn.info.transaction_status
+    conn.rollback()
+
+    assert [] == read(conn)
+
+
+def test_autocommit(conn: Connection) -> None:
+    """On an autocommit connection a job is counted for all to see, and no transaction is left open."""
+    count(conn)
+    read(conn)
+
+    assert TransactionStatus.IDLE == conn.info.transaction_status
+    with connect(conn) as other:
+        assert [1] == [row.total_jobs for row in read(other)]
+
+
+def test_pipeline(conn: Connection) -> None:
+    """Updates are queued in a pipeline: none waits for the server, and a later read sees them all."""
+    with conn.pipeline():
+        for _ in range(100):
+            count(conn)
+        assert [100] == [row.total_jobs for row in read(conn)]
+
+    with conn.pipeline() as pipeline:
+        count(conn, schema="user_404")
+        with pytest.raises(psycopg.errors.UndefinedTable):
+            pipeline.sync()
+
+
+def test_search_path(conn: Connection) -> None:
+    """The search path is neither used nor changed: a table of the same name ahead in it stays empty."""
+    conn.execute("CREATE TEMPORARY TABLE marketplace_job_stats (LIKE user_1.marketplace_job_stats INCLUDING ALL)")
+    conn.execute("SET search_path = pg_temp, user_2")
+    count(conn)
+
+    assert [1] == [row.total_jobs for row in read(conn)]
+    assert [] == conn.execute("SELECT * FROM pg_temp.marketplace_job_stats").fetchall()
+    assert [] == conn.execute("SELECT * FROM user_2.marketplace_job_stats").fetchall()
+    assert ("pg_temp, user_2",) == conn.execute("SHOW search_path").fetchone()
+
+
+def test_prepared_statements(conn: Connection) -> None:
+    """The statements are prepared, once for each tenant, and never count for the wrong one."""
+    for _ in range(10):
+        count(conn, schema="user_1")
+        count(conn, schema="user_2", success=False)
+        read(conn, schema="user_1")
+
+    assert [1.0] == [row.success_rate for row in read(conn, schema="user_1")]
+    assert [0.0] == [row.success_rate for row in read(conn, schema="user_2")]
+    prepared = conn.execute(
+        "SELECT count(*) FILTER (WHERE statement ~ 'INSERT INTO .user_1'),"
+        " count(*) FILTER (WHERE statement ~ 'INSERT INTO .user_2'),"
+        " count(*) FILTER (WHERE statement ~ 'FROM .user_1') FROM pg_prepared_statements"
+    ).fetchone()
+    assert (1, 1, 1) == prepared
+
+
+def test_extra_columns(conn: Connection) -> None:
+    """A column that a tenant has more than others is ignored, even if it comes between two calls."""
+    conn.prepare_threshold = 0
+    count(conn)
+    expected = read(conn)
+    conn.execute("ALTER TABLE user_1.marketplace_job_stats ADD COLUMN note text NOT NULL DEFAULT 'seen'")
+
+    assert expected == read(conn)
+    count(conn)
+    assert [2] == [row.total_jobs for row in read(conn)]
