@@ -1,17 +1,21 @@
 -- Every tenant: marketplace_job_stats becomes vinted_job_stats again, with the names that it had.
 --
--- Locks as the upgrade does, with one index build.
+-- Where there are rows of several marketplaces, they are folded into one a day and action type, and the split is kept in
+-- marketplace_job_stats_archive, from which 0002 restores it. Locks as 0002 does, with one index build.
 
-SET statement_timeout = 0;
+SET statement_timeout = 0; -- a role's timeout would count for the whole CALL
 
 CALL job_stats.for_each_tenant(
     migration => '0002.marketplace-job-stats.rollback',
-    pending => $$SELECT relnamespace FROM pg_catalog.pg_class WHERE relname = 'marketplace_job_stats' AND relkind = 'r'$$,
+    pending => $$
+        SELECT relnamespace FROM pg_catalog.pg_class WHERE relname = 'marketplace_job_stats' AND relkind = 'r'
+    $$,
     lock_timeout_ms => 200,
     attempts => 7,
     run => $tenant$
         DROP VIEW IF EXISTS vinted_job_stats; -- clones of the template have none
 
+        LOCK TABLE marketplace_job_stats; -- after the view, as its writers do; nothing is counted while we fold
         CALL job_stats.fold_marketplaces();
 
         -- With the column go its check, its unique key and its index, whatever they are called.
@@ -19,8 +23,8 @@ CALL job_stats.for_each_tenant(
 
         CALL job_stats.restore_dropped(
             '0002.marketplace-job-stats',
-            otherwise => 'ALTER TABLE marketplace_job_stats ADD CONSTRAINT vinted_job_stats_action_type_id_date_key
-                UNIQUE (action_type_id, date);'
+            otherwise => 'ALTER TABLE marketplace_job_stats
+                ADD CONSTRAINT vinted_job_stats_action_type_id_date_key UNIQUE (action_type_id, date);'
         );
 
         ALTER TABLE marketplace_job_stats RENAME TO vinted_job_stats;

@@ -1,9 +1,9 @@
 -- Every tenant: vinted_job_stats becomes marketplace_job_stats, which counts each marketplace on its own.
 --
--- Locks: per tenant, the table (ACCESS EXCLUSIVE) from the rename to the tenant's commit, and vinted.action_types as long
--- where a foreign key points at it. No rewrite: the time goes into one scan and two index builds, some milliseconds
--- for thousands of rows.
--- Needs 0001. Undone by the rollback file.
+-- Locks, per tenant: its table, ACCESS EXCLUSIVE, from the rename to the tenant's commit, which is milliseconds for
+-- thousands of rows: nothing is rewritten, the time goes into one scan and two index builds. As long, the sequence of
+-- its ids, and vinted.action_types where a foreign key points at it. No lock is waited for longer than attempt * 200 ms.
+-- Old code goes on through the view. Undone by the rollback file, losing nothing. Needs 0001.
 --
 -- depends: 0001.tenant-toolkit
 -- transactional: false
@@ -12,13 +12,15 @@ SET statement_timeout = 0; -- a role's timeout would count for the whole CALL
 
 CALL job_stats.for_each_tenant(
     migration => '0002.marketplace-job-stats',
-    pending => $$SELECT relnamespace FROM pg_catalog.pg_class WHERE relname = 'vinted_job_stats' AND relkind = 'r'$$,
+    pending => $$
+        SELECT relnamespace FROM pg_catalog.pg_class WHERE relname = 'vinted_job_stats' AND relkind = 'r'
+    $$,
     lock_timeout_ms => 200,
     attempts => 7,
     run => $tenant$
         ALTER TABLE vinted_job_stats RENAME TO marketplace_job_stats;
 
-        -- A catalog change: every existing row is Vinted's without being touched.
+        -- A change of the catalog: every existing row is Vinted's, and is not touched.
         ALTER TABLE marketplace_job_stats
             ADD COLUMN marketplace varchar(20) NOT NULL DEFAULT 'vinted'
             CONSTRAINT ck_marketplace_job_stats_marketplace CHECK (marketplace IN ('vinted', 'ebay', 'etsy'));
@@ -34,10 +36,10 @@ CALL job_stats.for_each_tenant(
         -- eBay's and Etsy's action types are not in Vinted's table.
         CALL job_stats.drop_foreign_keys('marketplace_job_stats', 'vinted.action_types');
 
-        -- The split by marketplace, where a rollback has folded it.
-        CALL job_stats.unfold_marketplaces();
-
         CALL job_stats.rename_parts('vinted_job_stats', 'marketplace_job_stats');
+
+        -- What an earlier rollback has folded.
+        CALL job_stats.unfold_marketplaces();
 
         -- For code from before: the Vinted rows, under the old name.
         CALL job_stats.create_legacy_view('marketplace_job_stats');

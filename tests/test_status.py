@@ -1,0 +1,136 @@
+"""Seeing what is wrong: `job_stats.tenant_status`, the verification after every apply, and progress."""
+
+import re
+
+import pytest
+
+from tests.deploy import connect, psql, yoyo
+from tests.tenants import UPGRADE, VERIFY, Connection, clone, column, ok, running, states, wait_until
+
+DRIFTS = {
+    "DROP VIEW user_1.vinted_job_stats": "no view vinted_job_stats",
+    "CREATE OR REPLACE VIEW user_1.vinted_job_stats AS TABLE user_2.vinted_job_stats": (
+        "view vinted_job_stats is not as it was created"
+    ),
+    """
+    DO $$
+    BEGIN
+        EXECUTE 'CREATE OR REPLACE VIEW user_1.vinted_job_stats WITH (security_invoker, check_option = cascaded) AS '
+            || replace(pg_get_viewdef('user_1.vinted_job_stats'), '''vinted''', '''ebay''');
+    END
+    $$
+    """: "view vinted_job_stats is not as it was created",
+    "DROP VIEW user_1.vinted_job_stats; CREATE TABLE user_1.vinted_job_stats ()": (
+        "vinted_job_stats and marketplace_job_stats are both there"
+    ),
+    "ALTER TABLE user_1.marketplace_job_stats DROP CONSTRAINT ck_marketplace_job_stats_marketplace": (
+        "no check of marketplace: ebay, etsy, vinted"
+    ),
+    """
+    ALTER TABLE user_1.marketplace_job_stats
+        DROP CONSTRAINT ck_marketplace_job_stats_marketplace,
+        ADD CONSTRAINT ck_marketplace_job_stats_marketplace CHECK (marketplace IN ('vinted', 'ebay'))
+    """: "no check of marketplace: ebay, etsy, vinted",
+    """
+    ALTER TABLE user_1.marketplace_job_stats
+        DROP CONSTRAINT ck_marketplace_job_stats_marketplace,
+        ADD CONSTRAINT ck_marketplace_job_stats_marketplace CHECK (marketplace IN ('vinted', 'ebay', 'etsy')) NOT VALID
+    """: "no check of marketplace: ebay, etsy, vinted",
+    "ALTER TABLE user_1.marketplace_job_stats ALTER marketplace SET DEFAULT 'ebay'": (
+        "has default of marketplace 'ebay'::character varying; view vinted_job_stats without a default of marketplace"
+    ),
+    "ALTER TABLE user_1.marketplace_job_stats ALTER marketplace DROP DEFAULT": (
+        "view vinted_job_stats without a default of marketplace"
+    ),
+    """
+    ALTER TABLE user_1.marketplace_job_stats
+        DROP CONSTRAINT uq_marketplace_job_stats_action_marketplace_date,
+        ADD CONSTRAINT uq_marketplace_job_stats_action_marketplace_date UNIQUE (action_type_id, date)
+    """: "no unique key on (action_type_id, marketplace, date); has unique key on (action_type_id, date)",
+    "DROP INDEX user_1.ix_marketplace_job_stats_marketplace_created_at": "no index on (marketplace, created_at)",
+    """
+    UPDATE pg_index SET indisvalid = false
+    WHERE indexrelid = 'user_1.ix_marketplace_job_stats_marketplace_created_at'::regclass
+    """: "no index on (marketplace, created_at)",
+    "ALTER TABLE user_1.marketplace_job_stats ALTER success_count DROP NOT NULL": (
+        "no column success_count integer NOT NULL"
+    ),
+    "ALTER TABLE user_1.marketplace_job_stats ALTER total_jobs DROP DEFAULT": "no default of total_jobs 0",
+    """
+    DROP VIEW user_1.vinted_job_stats;
+    ALTER TABLE user_1.marketplace_job_stats ALTER avg_duration_ms TYPE bigint;
+    CALL job_stats.create_legacy_view('user_1.marketplace_job_stats')
+    """: "no column avg_duration_ms integer",
+    "CREATE TABLE user_1.marketplace_job_stats_archive ()": "marketplace_job_stats_archive is left",
+}
+
+
+@pytest.mark.parametrize(("change", "problem"), DRIFTS.items(), ids=[f"{i}" for i in range(len(DRIFTS))])
+def test_drift_is_named_and_fails_the_verification(migrated: Connection, change: str, problem: str) -> None:
+    """A tenant changed by hand shows in status, with the problem in words, and fails the verification by name."""
+    ok(psql(migrated, "-f", VERIFY))
+    migrated.execute(change.encode())
+    found = migrated.execute("SELECT * FROM job_stats.tenant_status WHERE problem IS NOT NULL").fetchall()
+    assert found == [("user_1", "drifted", problem)]
+    failed = psql(migrated, "-f", VERIFY)
+    assert failed.returncode != 0
+    assert f"user_1: {problem}" in failed.stderr
+
+
+def test_extra_columns_and_indexes_are_no_drift(migrated: Connection) -> None:
+    """A tenant may have more than it should."""
+    migrated.execute("ALTER TABLE user_1.marketplace_job_stats ADD COLUMN note text")
+    migrated.execute("CREATE INDEX ON user_1.marketplace_job_stats (date)")
+    ok(psql(migrated, "-f", VERIFY))
+
+
+def test_a_straggler_is_found_and_swept(migrated: Connection) -> None:
+    """A tenant restored from an old backup, after all was applied, fails the verification until 0002 is run again."""
+    clone(migrated, "user_restored", "users.vinted_job_stats")
+    assert states(migrated)["user_restored"] == "legacy"
+    failed = psql(migrated, "-f", VERIFY)
+    assert failed.returncode != 0
+    assert "user_restored: is legacy" in failed.stderr
+    assert re.search(r"^ +1 \| +20 \| +0 \|", ok(psql(migrated, "-f", UPGRADE)), re.MULTILINE)
+    ok(psql(migrated, "-f", VERIFY))
+
+
+def test_apply_ends_with_the_verification(legacy: Connection) -> None:
+    """yoyo prints how many tenants were verified; with job_stats.verify=off it does not look."""
+    legacy.execute("CREATE TABLE user_1.marketplace_job_stats_archive ()")
+    legacy.execute("ALTER TABLE user_1.vinted_job_stats RENAME TO marketplace_job_stats")
+    failed = yoyo(legacy, "apply")
+    assert failed.returncode != 0
+    assert "user_1: no column marketplace" in failed.stderr
+    ok(yoyo(legacy, "unmark", "--revision", "0002"))
+    ok(yoyo(legacy, "apply", env={"PGOPTIONS": "-c job_stats.verify=off"}))
+
+
+def test_before_the_change_there_is_nothing_to_verify(legacy: Connection) -> None:
+    """With the toolkit alone applied all tenants are legacy, and that is no error."""
+    assert re.search(r"^ 21 +$", ok(yoyo(legacy, "apply", "--revision", "0001")), re.MULTILINE)
+
+
+def test_progress_shows_what_is_done_left_and_waiting(legacy: Connection) -> None:
+    """While a run goes on, another session sees the tenants done, still to do and locked; afterwards, how it ended."""
+    query = "SELECT state, done, still_to_do, failed, locked FROM job_stats.progress LIMIT 1"
+    with connect(legacy, autocommit=False) as blocker:
+        blocker.execute("LOCK TABLE user_1.vinted_job_stats IN ACCESS SHARE MODE")
+        with running(yoyo, legacy, "apply") as results:
+            wait_until(legacy, "SELECT to_regclass('job_stats.progress') IS NOT NULL")
+            wait_until(legacy, "SELECT bool_or(locked = 1 AND done = 19) IS TRUE FROM job_stats.progress")
+            assert legacy.execute(query).fetchall() == [("running", 19, 1, 0, 1)]
+            blocker.rollback()
+    ok(results[0])
+    assert legacy.execute(query).fetchall() == [("ended", 20, 0, 0, 0)]
+
+
+def test_status_does_not_lock_tenants(migrated: Connection) -> None:
+    """Looking at all tenants takes no lock on any, so neither writers nor the lock table notice."""
+    with connect(migrated, autocommit=False) as watcher:
+        watcher.execute("SELECT * FROM job_stats.tenant_status").fetchall()
+        locked = """
+            SELECT count(*) FROM pg_locks JOIN pg_class AS c ON c.oid = relation
+            WHERE pid = %s AND relname LIKE '%%job_stats%%' AND relnamespace <> 'job_stats'::regnamespace
+        """
+        assert column(migrated, locked, watcher.info.backend_pid) == [0]
