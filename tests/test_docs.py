@@ -1,0 +1,66 @@
+"""Every command in the README and the runbook works as it stands there, in that order."""
+
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from tests.deploy import ROOT, connect, libpq_env
+from tests.tenants import Connection, states
+
+BY_CI = "make "  # CI runs these itself
+
+
+def blocks(document: str, language: str) -> list[str]:
+    """The fenced blocks of a document, those in lists too."""
+    found = re.findall(
+        rf"^( *)```{language}\n(.*?)^ *```", (ROOT / document).read_text("utf-8"), re.DOTALL | re.MULTILINE
+    )
+    return [re.sub(rf"^{indent}", "", block, flags=re.MULTILINE) for indent, block in found]
+
+
+@pytest.mark.parametrize("document", ["README.md", "docs/runbook.md"])
+def test_commands(legacy: Connection, tmp_path: Path, document: str) -> None:
+    """A DBA who follows the document from top to bottom meets no error."""
+    psqlrc = tmp_path / "psqlrc"
+    psqlrc.write_text("\\set ON_ERROR_STOP 1\n")
+    env = libpq_env(legacy)
+    env |= {"PSQLRC": str(psqlrc), "PATH": f"{Path(sys.executable).parent}:{env['PATH']}"}
+    commands = [block for block in blocks(document, "sh") if not block.startswith(BY_CI)]
+    assert commands
+    for command in commands:
+        done = subprocess.run(
+            ["bash", "-euo", "pipefail", "-c", command],
+            cwd=ROOT,
+            env=env,
+            capture_output=True,
+            text=True,
+            stdin=subprocess.DEVNULL,
+        )
+        assert done.returncode == 0, f"{command}\n{done.stdout}{done.stderr}"
+    if document == "docs/runbook.md":
+        assert legacy.execute("SELECT to_regnamespace('job_stats')").fetchone() == (None,)
+    else:
+        assert set(states(legacy).values()) == {"legacy", "missing"}
+
+
+def test_the_example_for_developers(migrated: Connection) -> None:
+    """The README's Python runs as it stands, and counts one job."""
+    (example,) = blocks("README.md", "python")
+    ran = subprocess.run(
+        [sys.executable, "-c", example], cwd=ROOT, env=libpq_env(migrated), capture_output=True, text=True, check=False
+    )
+    assert ran.returncode == 0, ran.stderr
+    assert re.fullmatch(r"\d{4}-\d\d-\d\d 7 1 100% 2000\n", ran.stdout)
+    with connect(migrated) as other:
+        counted = other.execute("SELECT sum(total_jobs) FROM user_1.marketplace_job_stats WHERE marketplace = 'ebay'")
+        assert counted.fetchone() == (1,)
+
+
+def test_links_and_promises() -> None:
+    """What the documents link to is there."""
+    for document in [ROOT / "README.md", ROOT / "docs/runbook.md", ROOT / "CHANGELOG.md"]:
+        for target in re.findall(r"\]\((?!http)([^)#]+)\)", document.read_text("utf-8")):
+            assert (document.parent / target).exists(), f"{document.name}: {target}"
