@@ -294,6 +294,25 @@ def test_canary(legacy: Connection) -> None:
     assert re.search(r"^U +0002", ok(yoyo(legacy, "list")), re.MULTILINE)
 
 
+def test_a_pattern_that_matches_no_tenant_is_an_error(legacy: Connection) -> None:
+    """A mistyped canary is not taken for one that was done."""
+    ok(yoyo(legacy, "apply", "--revision", "0001"))
+    refused = psql(legacy, "-f", UPGRADE, env={"PGOPTIONS": "-c job_stats.tenants=user"})
+    assert refused.returncode != 0
+    assert "no tenant matches ^(user)$" in refused.stderr
+
+
+def test_another_isolation_level_is_refused(legacy: Connection) -> None:
+    """With a snapshot from before its lock, a rollback would overlook rows; the hint says how to go on."""
+    ok(yoyo(legacy, "apply"))
+    options = "-c default_transaction_isolation=serializable"
+    refused = psql(legacy, "-f", DOWNGRADE, env={"PGOPTIONS": options})
+    assert refused.returncode != 0
+    assert "the isolation level must be read committed, not serializable" in refused.stderr
+    (hint,) = re.findall(r"PGOPTIONS='(.*)'", refused.stderr)
+    ok(psql(legacy, "-f", DOWNGRADE, env={"PGOPTIONS": f"{options} {hint}"}))
+
+
 def test_the_toolkit_stays_while_a_tenant_is_migrated(legacy: Connection) -> None:
     """Rolling 0001 back would drop what 0002's rollback restores, so it is refused."""
     ok(yoyo(legacy, "apply"))

@@ -167,6 +167,10 @@ DECLARE
     failures text[] := '{}';
 BEGIN
     COMMIT; -- in a transaction block this fails here, not after the first tenant
+    IF current_setting('transaction_isolation') <> 'read committed' THEN -- else a script sees no row of those it waited for
+        RAISE EXCEPTION 'the isolation level must be read committed, not %', current_setting('transaction_isolation')
+        USING HINT = $$PGOPTIONS='-c default_transaction_isolation=read\ committed'$$;
+    END IF;
 
     IF NOT pg_try_advisory_lock('pg_namespace'::regclass::integer, 'job_stats'::regnamespace::integer) THEN
         RAISE EXCEPTION 'the tenants are being migrated already, by pid %', (

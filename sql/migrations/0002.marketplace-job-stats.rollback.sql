@@ -1,6 +1,6 @@
 -- Every tenant: marketplace_job_stats becomes vinted_job_stats again, with the names that it had.
 --
--- Where there are rows of several marketplaces, they are folded into one a day and action type, and the split is kept in
+-- Where several marketplaces have rows, those of a day and action type are folded into one, and the split is kept in
 -- marketplace_job_stats_archive, from which 0002 restores it. Locks as 0002 does, with one index build.
 
 SET statement_timeout = 0; -- a role's timeout would count for the whole CALL

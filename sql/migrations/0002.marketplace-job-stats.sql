@@ -1,9 +1,9 @@
 -- Every tenant: vinted_job_stats becomes marketplace_job_stats, which counts each marketplace on its own.
 --
 -- Locks, per tenant: its table, ACCESS EXCLUSIVE, from the rename to the tenant's commit, which is milliseconds for
--- thousands of rows: nothing is rewritten, the time goes into one scan and two index builds. As long, the sequence of
--- its ids, and vinted.action_types where a foreign key points at it. No lock is waited for longer than attempt * 200 ms.
--- Old code goes on through the view. Undone by the rollback file, losing nothing. Needs 0001.
+-- thousands of rows: nothing is rewritten, the time goes into one scan and two index builds. As long, the sequence that
+-- it owns, and vinted.action_types where a foreign key points at it. Attempt n waits n * 200 ms for a lock at most.
+-- Old code goes on through the view. Undone by the rollback file, which loses nothing. Needs 0001.
 --
 -- depends: 0001.tenant-toolkit
 -- transactional: false
