@@ -1,6 +1,7 @@
 """Arguments in, statement and parameters out: no I/O, so whatever executes them shares this."""
 
 import datetime
+import re
 from importlib.resources import files
 from typing import Any
 
@@ -12,6 +13,7 @@ MAX_DAYS = 1_000_000  # within what PostgreSQL can subtract from today
 MAX_DURATION = datetime.timedelta(milliseconds=2**31 - 1)  # what `avg_duration_ms`, an integer, can hold
 MAX_SCHEMA_BYTES = 63  # a longer name would be truncated by PostgreSQL, perhaps to another tenant's
 
+_TEXT = re.compile(r"[^\0\ud800-\udfff]+")  # UTF-8 has no surrogates
 _UPDATE_JOB_STATS = sql.SQL(files(__package__).joinpath("update_job_stats.sql").read_text("utf-8"))
 _GET_STATS = sql.SQL(files(__package__).joinpath("get_stats.sql").read_text("utf-8"))
 
@@ -53,8 +55,8 @@ def job_stats(*, marketplace: str, **columns: Any) -> JobStats:
 
 
 def _table(schema: str) -> sql.Identifier:
-    if not isinstance(schema, str) or "\0" in schema or not 1 <= len(schema.encode()) <= MAX_SCHEMA_BYTES:
-        raise _refusal("schema", schema, f"a name of 1 to {MAX_SCHEMA_BYTES} bytes, none of them NUL")
+    if not isinstance(schema, str) or not _TEXT.fullmatch(schema) or len(schema.encode()) > MAX_SCHEMA_BYTES:
+        raise _refusal("schema", schema, f"a name of 1 to {MAX_SCHEMA_BYTES} bytes in UTF-8, none of them NUL")
     return sql.Identifier(schema.replace("%", "%%"), "marketplace_job_stats")  # psycopg looks for %(placeholders) later
 
 

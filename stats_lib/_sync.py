@@ -26,7 +26,7 @@ def update_job_stats(
     """Count one finished job in the tenant's `marketplace_job_stats`.
 
     One statement, no result: it can be pipelined (`with conn.pipeline():`), and concurrent updates are all counted.
-    The row is locked until the caller's transaction ends.
+    The row is locked until the caller's transaction ends. Only a job that finds no row takes an id from the sequence.
 
     - `schema`: the tenant's schema, 1 to 63 bytes, used as it is (never parsed, folded or looked up in `search_path`).
     - `action_type_id`: a 32-bit integer; the same id means another thing on another marketplace.

@@ -1,8 +1,9 @@
 """`stats_lib`: what is counted, what is read back, what is refused, and that the caller's connection stays theirs."""
 
 import datetime
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from dataclasses import FrozenInstanceError
 from enum import IntEnum
 from functools import partial
@@ -36,6 +37,13 @@ def conn(migrated: Connection) -> Connection:
     migrated.execute("DELETE FROM user_1.marketplace_job_stats")
     migrated.execute("DELETE FROM user_2.marketplace_job_stats")
     return migrated
+
+
+@pytest.fixture
+def other(conn: Connection) -> Iterator[Connection]:
+    """A second connection to the database of `conn`, whose transactions stay open until told otherwise."""
+    with connect(conn, autocommit=False) as other:
+        yield other
 
 
 # What is counted
@@ -114,7 +122,7 @@ def test_tenants_are_apart(conn: Connection) -> None:
 
 
 def test_no_update_is_lost(conn: Connection) -> None:
-    """16 connections that count 200 jobs each on one new key at the same time are counted exactly."""
+    """16 connections that count 200 jobs each on one new key at once are counted exactly, taking 16 ids at most."""
     barrier = Barrier(16, timeout=60)
 
     def work(_: int) -> None:
@@ -125,9 +133,115 @@ def test_no_update_is_lost(conn: Connection) -> None:
 
     with ThreadPoolExecutor(16) as pool:
         list(pool.map(work, range(16)))
+    count(conn, action_type_id=2)
+
+    row, next_row = read(conn)
+    assert (3200, 2400, 800, 1500) == (row.total_jobs, row.success_count, row.failure_count, row.avg_duration_ms)
+    assert next_row.id - row.id <= 16
+
+
+@contextmanager
+def waiting(conn: Connection, blocker: Connection, **job: Any) -> Iterator[None]:
+    """Send a job on `conn`; run the block when it waits for a row that `blocker` has locked; then see it counted."""
+    with conn.pipeline():
+        count(conn, **job)
+        while blocker.execute("SELECT pg_blocking_pids(%s)", [conn.info.backend_pid]).fetchone() == ([],):
+            pass
+        yield
+
+
+@pytest.mark.parametrize(
+    ("first", "second", "expected"),
+    [(None, None, None), (ms(100), None, 100), (None, ms(100), 100), (ms(100), ms(400), 250), (ms(100), ms(99), 99)],
+)
+def test_two_first_jobs(
+    conn: Connection,
+    other: Connection,
+    first: datetime.timedelta | None,
+    second: datetime.timedelta | None,
+    expected: int | None,
+) -> None:
+    """A job that finds no row, as the transaction that inserts it is still open, waits and is added to that row."""
+    count(other, duration=first)
+    with waiting(conn, other, duration=second, success=False):
+        other.commit()
 
     (row,) = read(conn)
-    assert (3200, 2400, 800, 1500) == (row.total_jobs, row.success_count, row.failure_count, row.avg_duration_ms)
+    assert (2, 1, 1, expected) == (row.total_jobs, row.success_count, row.failure_count, row.avg_duration_ms)
+
+
+def test_first_job_is_rolled_back(conn: Connection, other: Connection) -> None:
+    """A job that waits for a row whose insertion is rolled back is counted in a row of its own."""
+    count(other)
+    with waiting(conn, other, success=False):
+        other.rollback()
+
+    assert [(1, 1)] == [(row.total_jobs, row.failure_count) for row in read(conn)]
+
+
+def test_row_is_deleted_meanwhile(conn: Connection, other: Connection) -> None:
+    """A job that was to be added to a row which another transaction deletes is counted in a new row."""
+    count(conn)
+    (deleted,) = read(conn)
+    other.execute("DELETE FROM user_1.marketplace_job_stats")
+    with waiting(conn, other, success=False):
+        other.commit()
+
+    (row,) = read(conn)
+    assert (1, 0, 1) == (row.total_jobs, row.success_count, row.failure_count)
+    assert deleted.id < row.id
+
+
+def test_row_is_replaced_meanwhile(conn: Connection, other: Connection) -> None:
+    """A job that was to be added to a row which another transaction deletes and makes anew is added to the new one."""
+    for _ in range(5):
+        count(conn)
+    other.execute("DELETE FROM user_1.marketplace_job_stats")
+    count(other)
+    (new,) = read(other)
+    with waiting(conn, other, success=False):
+        other.commit()
+
+    assert [(new.id, 2, 1, 1)] == [(row.id, row.total_jobs, row.success_count, row.failure_count) for row in read(conn)]
+
+
+def test_deletion_is_rolled_back(conn: Connection, other: Connection) -> None:
+    """A job waits for a deletion of its row, and is added to the row if that is rolled back."""
+    count(conn)
+    other.execute("DELETE FROM user_1.marketplace_job_stats")
+    with waiting(conn, other):
+        other.rollback()
+
+    assert [2] == [row.total_jobs for row in read(conn)]
+
+
+def test_only_rows_take_ids(conn: Connection) -> None:
+    """A row takes one id however many jobs it counts, so tenants that share a sequence do not use it up in months."""
+    with conn.pipeline():
+        for _ in range(8000):
+            count(conn)
+    count(conn, action_type_id=2)
+
+    row, next_row = read(conn)
+    assert 8000 == row.total_jobs
+    assert row.id + 1 == next_row.id
+
+
+@pytest.mark.parametrize("plan", ["force_custom_plan", "force_generic_plan"])
+def test_the_key_finds_the_row(conn: Connection, plan: str) -> None:
+    """Of 10,000 rows just the one that counts the job is read, whether or not the statement is planned anew."""
+    conn.execute(
+        "INSERT INTO user_1.marketplace_job_stats (action_type_id, marketplace, date)"
+        " SELECT action, 'ebay', %s::date - age FROM generate_series(1, 100) AS action, generate_series(0, 99) AS age",
+        [DAY],
+    )
+    conn.execute("ANALYZE user_1.marketplace_job_stats")
+
+    with connect(conn, options=f"-c plan_cache_mode={plan}") as own, own.transaction():
+        own.prepare_threshold = 0
+        count(own)
+        reads = own.execute("SELECT seq_scan, idx_tup_fetch FROM pg_stat_xact_user_tables WHERE schemaname = 'user_1'")
+        assert [(0, 1)] == reads.fetchall()
 
 
 @pytest.mark.parametrize(
@@ -174,12 +288,11 @@ def test_today_is_utc(conn: Connection, time_zone: str) -> None:
     conn.execute(sql.SQL("SET TimeZone = {}").format(time_zone))
     with conn.transaction():
         (today,) = conn.execute("SELECT (now() AT TIME ZONE 'UTC')::date").fetchall()[0]
-        count(conn, date=today - datetime.timedelta(days=1))
-        count(conn, date=None)
-        count(conn, date=today + datetime.timedelta(days=1))
+        for date in (today - datetime.timedelta(days=1), today + datetime.timedelta(days=1), None, None):
+            count(conn, date=date)
         rows = read(conn, days=1)
 
-    assert [today] == [row.date for row in rows]
+    assert [(today, 2)] == [(row.date, row.total_jobs) for row in rows]
 
 
 def test_enumerated_action_type(conn: Connection) -> None:
@@ -271,7 +384,7 @@ def test_rows_are_frozen(conn: Connection) -> None:
 
 # What is refused
 
-BAD_SCHEMAS = [None, "", "user_1\0", b"user_1", 1, "x" * 64, "é" * 32]
+BAD_SCHEMAS = [None, "", "user_1\0", "user_\udc80", b"user_1", 1, "x" * 64, "é" * 32]
 BAD_MARKETPLACES = ["", "EBAY", "Vinted", "amazon", " ebay", b"ebay", 1, ["ebay"]]
 
 
@@ -311,7 +424,7 @@ def test_bad_argument(conn: Connection, call: Callable[..., object], argument: s
 @pytest.mark.parametrize(
     ("call", "argument", "value", "message"),
     [
-        (count, "schema", "", "schema must be a name of 1 to 63 bytes, none of them NUL; got ''"),
+        (count, "schema", "", "schema must be a name of 1 to 63 bytes in UTF-8, none of them NUL; got ''"),
         (count, "action_type_id", "1", "action_type_id must be an integer from -2147483648 to 2147483647; got '1'"),
         (count, "marketplace", "EBAY", "marketplace must be 'vinted' or 'ebay' or 'etsy'; got 'EBAY'"),
         (count, "success", 1, "success must be True or False; got 1"),
