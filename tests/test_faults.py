@@ -1,16 +1,13 @@
-"""Whatever dies, the same command finishes the job.
+"""Whatever dies, every tenant is whole, and the same command run again finishes the job.
 
 On a server of its own, with the programs of JOB_STATS_TEST_BIN or else the wheel's, since some tests crash it.
 """
 
 import os
-import re
-import signal
+import shutil
 import subprocess
-import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass
 from pathlib import Path
 
 import psycopg
@@ -18,16 +15,27 @@ import pytest
 from psycopg import sql
 
 from dev.server import Server, throwaway_server
-from tests.deploy import ROOT, connect, libpq_env, psql, yoyo
-from tests.tenants import Connection, column, ok, states, tenants
+from tests.deploy import connect, psql, yoyo
+from tests.faults import (
+    Fault,
+    crash_server,
+    interrupt_yoyo,
+    kill_yoyo,
+    stopped,
+    terminate_backend,
+    terminate_yoyo,
+)
+from tests.tenants import Connection, column, ok, states, tenants, wait_until
+
+TOOLKIT, BOTH = ["0001.tenant-toolkit"], ["0001.tenant-toolkit", "0002.marketplace-job-stats"]
 
 
-# A database per test: legacy tenants and the toolkit, or tenants that are upgraded.
+# Databases to clone: legacy tenants and the toolkit; the same, upgraded.
 
 
 @pytest.fixture(scope="module")
-def own_server(_no_libpq_variables: None) -> Iterator[Server]:
-    """A server that may be crashed, with databases `toolkit` and `upgraded` to clone."""
+def server_to_crash(_no_libpq_variables: None) -> Iterator[Server]:
+    """A server with the databases `toolkit` and `upgraded`."""
     bin_dir = os.environ.get("JOB_STATS_TEST_BIN")
     with throwaway_server(Path(bin_dir) if bin_dir else None) as server:
         with psycopg.connect(server.url(), autocommit=True) as conn:
@@ -42,117 +50,37 @@ def own_server(_no_libpq_variables: None) -> Iterator[Server]:
 
 
 @contextmanager
-def clone_of(server: Server, template: str) -> Iterator[Connection]:
+def clone_of(server: Server, template: str, tablespace: str = "pg_default") -> Iterator[Connection]:
+    """Yield a connection, in autocommit, to a new database `clone`."""
     with psycopg.connect(server.url(), autocommit=True) as conn:
         conn.execute("DROP DATABASE IF EXISTS clone WITH (FORCE)")
-        conn.execute(sql.SQL("CREATE DATABASE clone TEMPLATE {}").format(sql.Identifier(template)))
+        # FILE_COPY, since a crash soon after WAL_LOG sets sequences back.
+        clone = f"CREATE DATABASE clone TEMPLATE {template} TABLESPACE {tablespace} STRATEGY file_copy"
+        conn.execute(clone.encode())
     with psycopg.connect(server.url("clone"), autocommit=True) as conn:
         yield conn
 
 
 @pytest.fixture
-def toolkit(own_server: Server) -> Iterator[Connection]:
+def toolkit(server_to_crash: Server) -> Iterator[Connection]:
     """A connection to the database of `dev/legacy.sql` after `yoyo apply --revision 0001`."""
-    with clone_of(own_server, "toolkit") as conn:
+    with clone_of(server_to_crash, "toolkit") as conn:
         yield conn
 
 
 @pytest.fixture
-def upgraded(own_server: Server) -> Iterator[Connection]:
+def upgraded(server_to_crash: Server) -> Iterator[Connection]:
     """A connection to the database of `dev/legacy.sql` after `yoyo apply`."""
-    with clone_of(own_server, "upgraded") as conn:
+    with clone_of(server_to_crash, "upgraded") as conn:
         yield conn
 
 
-# Where a run is when something dies. A lock stops it there, at a query that returns the pid of its backend.
-
-SLEEPS = "SELECT pid FROM pg_stat_activity WHERE datname = current_database() AND wait_event = 'PgSleep' AND pid <> %s"
-WAITS = "SELECT pid FROM pg_locks WHERE NOT granted AND relation = to_regclass(%s)"
-
-
-@dataclass
-class Run:
-    """A run of yoyo that has been stopped at a point. When the block ends, the lock goes, and the run ends in its way."""
-
-    process: subprocess.Popen[str]
-    pid: int  # of its backend that is at work
-    stderr: str = ""  # known after the block
-
-
-@contextmanager
-def stopped(conn: Connection, point: str, *command: str) -> Iterator[Run]:
-    """Start yoyo, and wait until it has got to this point."""
-    table = "marketplace_job_stats" if command[0] == "rollback" else "vinted_job_stats"
-    sequence = f"user_named_key.{table}_id_seq"
-    lock, stopped_at, whom = {
-        "before the first": ("LOCK TABLE job_stats.runs IN SHARE MODE", WAITS, "job_stats.runs"),
-        # The run puts the tenant off, does the others, and then sleeps a while.
-        "between tenants": (f"LOCK TABLE user_2.{table} IN ACCESS SHARE MODE", SLEEPS, conn.info.backend_pid),
-        "inside a tenant": (f"SELECT nextval('{sequence}')", WAITS, sequence),  # which is renamed late in its script
-        "before yoyo's mark": ("LOCK TABLE _yoyo_migration IN SHARE MODE", WAITS, "_yoyo_migration"),
-    }[point]
-    yoyo = [sys.executable, "-m", "yoyo", *command]
-    pipes = {"stdin": subprocess.DEVNULL, "stdout": subprocess.DEVNULL, "stderr": subprocess.PIPE}
-    with (
-        connect(conn, autocommit=False) as blocker,
-        subprocess.Popen(yoyo, cwd=ROOT, env=libpq_env(conn), text=True, **pipes) as process,
-    ):
-        try:
-            blocker.execute(lock.encode())
-            while not (pids := column(conn, stopped_at, whom)):
-                assert process.poll() is None, process.communicate()
-                conn.execute("SELECT pg_sleep(0.001)")
-            run = Run(process, pids[0])
-            yield run
-            with suppress(psycopg.OperationalError):  # it may have died with the server
-                blocker.rollback()
-            run.stderr = process.communicate()[1]
-        finally:
-            process.kill()
-
-
-# What dies. Each returns when yoyo has ended, with the lock still held.
-
-
-def interrupt_yoyo(run: Run, _: Connection) -> None:
-    """Ctrl-C."""
-    run.process.send_signal(signal.SIGINT)
-    assert run.process.wait() != 0
-
-
-def terminate_yoyo(run: Run, _: Connection) -> None:
-    """What a pipeline does to a job that is cancelled."""
-    run.process.terminate()
-    assert run.process.wait() != 0
-
-
-def kill_yoyo(run: Run, _: Connection) -> None:
-    """What no program can see coming."""
-    run.process.kill()
-    assert run.process.wait() != 0
-
-
-def terminate_backend(run: Run, conn: Connection) -> None:
-    """What a DBA does."""
-    conn.execute("SELECT pg_terminate_backend(%s)", [run.pid])
-    assert run.process.wait() != 0
-
-
-def crash_server(run: Run, conn: Connection) -> None:
-    """What the kernel does when memory is short: the server drops all sessions, and recovers from its log."""
-    os.kill(run.pid, signal.SIGKILL)
-    with suppress(psycopg.OperationalError):
-        while True:
-            conn.execute("SELECT pg_sleep(0.01)")
-    assert run.process.wait() != 0
-
-
-Fault = Callable[[Run, Connection], None]
+# What must hold then.
 
 
 def shapes(conn: Connection) -> dict[str, str]:
-    """What the catalogs, not job_stats, say of each tenant: legacy, migrated, or else what it consists of."""
-    facts = """
+    """What the catalogs say of each tenant, without job_stats: legacy, migrated, or else what it consists of."""
+    query = """
         SELECT n.nspname, array_agg(f.fact ORDER BY f.fact)
         FROM pg_namespace AS n
         JOIN pg_class AS c ON c.relnamespace = n.oid AND c.relname IN ('vinted_job_stats', 'marketplace_job_stats')
@@ -170,12 +98,212 @@ def shapes(conn: Connection) -> dict[str, str]:
         WHERE n.nspname = ANY (%s)
         GROUP BY n.nspname
     """
-    migrated = ["column marketplace", "key action_type_id date marketplace", "r marketplace_job_stats"]
-    known = {
-        ("key action_type_id date", "r vinted_job_stats"): "legacy",
-        (*migrated, "v vinted_job_stats"): "migrated",
-    }
+    found = {}
+    for schema, facts in conn.execute(query, [tenants(conn)]):
+        view = [] if schema == "template_tenant" else ["v vinted_job_stats"]
+        known = {
+            ("key action_type_id date", "r vinted_job_stats"): "legacy",
+            ("column marketplace", "key action_type_id date marketplace", "r marketplace_job_stats", *view): "migrated",
+        }
+        found[schema] = known.get(tuple(facts), str(facts))
+    return found
+
+
+def whole(conn: Connection) -> dict[str, str]:
+    """Whether each tenant is legacy or migrated, once nobody is at work; it is nothing else, and job_stats agrees."""
+    wait_until(conn, "SELECT count(*) = 0 FROM pg_locks WHERE locktype = 'advisory'")
+    found = shapes(conn)
+    assert set(found.values()) <= {"legacy", "migrated"}
+    assert {schema: state for schema, state in states(conn).items() if state != "missing"} == found
+    return found
+
+
+def jobs(conn: Connection) -> dict[str, int]:
+    """All jobs counted in each tenant's table."""
+    tables = {"legacy": "vinted_job_stats", "migrated": "marketplace_job_stats"}
+    total = "SELECT coalesce(sum(total_jobs), 0) FROM {}"
     return {
-        schema: known.get(tuple(found), str(found))
-        for schema, found in conn.execute(facts, [tenants(conn)])
+        schema: conn.execute(sql.SQL(total).format(sql.Identifier(schema, tables[shape]))).fetchall()[0][0]
+        for schema, shape in shapes(conn).items()
     }
+
+
+def marks(conn: Connection) -> list[str]:
+    """What yoyo believes to be applied."""
+    return column(conn, "SELECT migration_id FROM _yoyo_migration ORDER BY migration_id")
+
+
+def break_lock_if(expected: bool, conn: Connection) -> None:
+    """Run `yoyo break-lock` if it is expected to be needed, which is checked."""
+    assert column(conn, "SELECT count(*) = 1 FROM yoyo_lock") == [expected]
+    if expected:
+        ok(yoyo(conn, "break-lock"))
+
+
+@contextmanager
+def reconnected(server: Server) -> Iterator[Connection]:
+    """Yield a new connection to `clone`, as soon as the server, which may have to recover first, accepts it."""
+    while True:
+        with suppress(psycopg.OperationalError):
+            conn = psycopg.connect(server.url("clone"), autocommit=True)
+            break
+    with conn:
+        yield conn
+
+
+def dies_and_is_repeated(
+    server: Server, conn: Connection, command: str, point: str, fault: Fault, done: int | None, *, lock_left: bool
+) -> None:
+    """Let a command die; then see that all is whole, that the same command finishes, and that no count was lost."""
+    counted, marked, target = jobs(conn), marks(conn), "legacy" if command == "rollback" else "migrated"
+    with stopped(conn, point, command) as run:
+        fault(run, conn)
+    with reconnected(server) as conn:
+        shape = whole(conn)
+        assert done in {None, list(shape.values()).count(target)}
+        assert (jobs(conn), marks(conn)) == (counted, marked)
+        break_lock_if(lock_left, conn)
+        ok(yoyo(conn, command))
+        assert set(whole(conn).values()) == {target}
+        assert jobs(conn) == counted
+        assert marks(conn) == (TOOLKIT if command == "rollback" else BOTH)
+
+
+@pytest.mark.parametrize(
+    ("point", "fault", "done", "lock_left"),
+    [
+        ("before the first", terminate_backend, 0, False),
+        ("between tenants", interrupt_yoyo, 19, False),
+        ("between tenants", kill_yoyo, 20, True),
+        ("inside a tenant", terminate_yoyo, 20, True),
+        ("inside a tenant", terminate_backend, None, False),
+        ("inside a tenant", crash_server, None, True),
+        ("before the mark", kill_yoyo, 20, True),
+        ("before the mark", crash_server, None, True),
+    ],
+)
+def test_an_upgrade_that_dies(
+    server_to_crash: Server, toolkit: Connection, point: str, fault: Fault, done: int | None, lock_left: bool
+) -> None:
+    """Whatever ends `yoyo apply`: no tenant is half done, and `yoyo apply` finishes, at most after break-lock."""
+    dies_and_is_repeated(server_to_crash, toolkit, "apply", point, fault, done, lock_left=lock_left)
+
+
+@pytest.mark.parametrize(
+    ("point", "fault", "done", "lock_left"),
+    [
+        ("inside a tenant", crash_server, None, True),
+        ("before the mark", kill_yoyo, 20, True),
+    ],
+)
+def test_a_downgrade_that_dies(
+    server_to_crash: Server, upgraded: Connection, point: str, fault: Fault, done: int | None, lock_left: bool
+) -> None:
+    """Whatever ends `yoyo rollback`: no tenant is half done, and `yoyo rollback` finishes, at most after break-lock."""
+    upgraded.execute("UPDATE user_1.marketplace_job_stats SET marketplace = 'ebay' WHERE id % 3 = 0")
+    dies_and_is_repeated(server_to_crash, upgraded, "rollback", point, fault, done, lock_left=lock_left)
+
+
+def test_the_server_goes_on_when_yoyo_is_killed(toolkit: Connection) -> None:
+    """Until the run ends, `yoyo apply` is refused, even after break-lock, with its pid; then it has only to mark."""
+    with stopped(toolkit, "before the first", "apply") as run:
+        kill_yoyo(run, toolkit)
+        break_lock_if(True, toolkit)
+        refused = yoyo(toolkit, "apply")
+        assert refused.returncode != 0
+        assert f"migrated already, by pid {run.pid}" in refused.stderr
+        assert marks(toolkit) == TOOLKIT
+    assert set(whole(toolkit).values()) == {"migrated"}
+    assert "\n 0    | 20 " in ok(yoyo(toolkit, "apply"))
+    assert marks(toolkit) == BOTH
+
+
+def test_yoyo_loses_its_idle_connection(toolkit: Connection) -> None:
+    """All tenants are upgraded all the same; yoyo fails and marks nothing, and after break-lock has only to mark."""
+    with stopped(toolkit, "between tenants", "apply") as run:
+        idle = "SELECT pid FROM pg_stat_activity WHERE datname = current_database() AND state = 'idle'"
+        assert column(toolkit, f"SELECT pg_terminate_backend(pid) FROM ({idle}) AS yoyo") == [True]
+    assert "OperationalError" in run.stderr
+    assert set(whole(toolkit).values()) == {"migrated"}
+    assert marks(toolkit) == TOOLKIT
+    break_lock_if(True, toolkit)
+    assert "\n 0    | 20 " in ok(yoyo(toolkit, "apply"))
+    assert marks(toolkit) == BOTH
+
+
+def test_a_second_yoyo(toolkit: Connection) -> None:
+    """It waits, changes nothing, and names the process that holds yoyo's lock and the command to break it."""
+    with stopped(toolkit, "before the first", "apply") as run:
+        second = yoyo(toolkit, "apply")
+        assert second.returncode != 0
+        assert f"Process {run.process.pid} has locked this database (run yoyo break-lock" in second.stderr
+        assert set(shapes(toolkit).values()) == {"legacy"}
+    assert run.process.returncode == 0
+    assert set(whole(toolkit).values()) == {"migrated"}
+
+
+def test_a_role_without_rights_on_some_tenants(legacy: Connection) -> None:
+    """Tenants that the migrating role does not own are refused by name, the others done; owning them, it finishes."""
+    legacy.execute("CREATE ROLE legacy_migrator LOGIN")
+    legacy.execute(sql.SQL("GRANT CREATE ON DATABASE {} TO legacy_migrator").format(sql.Identifier(legacy.info.dbname)))
+    legacy.execute("GRANT CREATE ON SCHEMA public TO legacy_migrator")
+    legacy.execute("GRANT USAGE ON SCHEMA vinted TO legacy_migrator")
+
+    def hand_over(schemas: list[str]) -> None:
+        for schema in schemas:
+            for change in [
+                "ALTER SCHEMA {} OWNER TO legacy_migrator",
+                "ALTER TABLE {}.vinted_job_stats OWNER TO legacy_migrator",
+            ]:
+                legacy.execute(sql.SQL(change).format(sql.Identifier(schema)))
+
+    refused = ["user_2", "user_3"]
+    legacy.execute("GRANT USAGE ON SCHEMA user_2 TO legacy_migrator")
+    hand_over([schema for schema in tenants(legacy) if schema not in refused])
+    with connect(legacy, user="legacy_migrator") as migrator:
+        failed = yoyo(migrator, "apply")
+        assert failed.returncode != 0
+        assert "18 done, 0 done before, 2 FAILED" in failed.stderr
+        assert "user_2: must be owner of table vinted_job_stats" in failed.stderr
+        assert "user_3: " in failed.stderr
+        assert {schema for schema, shape in whole(legacy).items() if shape == "legacy"} == set(refused)
+        hand_over(refused)
+        assert "\n 2    | 18 " in ok(yoyo(migrator, "apply"))
+    assert set(whole(legacy).values()) == {"migrated"}
+    assert marks(legacy) == BOTH
+
+
+def test_a_full_disk(server_to_crash: Server) -> None:
+    """Tenants for which there is no room stay as they were; once there is, the same command finishes."""
+    if os.geteuid() != 0:
+        pytest.skip("only root can mount a small disk")
+    folder = Path(server_to_crash.host, "small_disk")
+    folder.mkdir()
+    mounted = subprocess.run(
+        ["mount", "-t", "tmpfs", "-o", "size=64m", "tmpfs", folder], stderr=subprocess.PIPE, text=True
+    )
+    if mounted.returncode:
+        pytest.skip(f"root may not mount a small disk here: {mounted.stderr}")
+    try:
+        owner = folder.parent.stat()
+        os.chown(folder, owner.st_uid, owner.st_gid)
+        with psycopg.connect(server_to_crash.url(), autocommit=True) as conn:
+            conn.execute(f"CREATE TABLESPACE small LOCATION '{folder}'".encode())
+        with clone_of(server_to_crash, "toolkit", tablespace="small") as conn:
+            counted = jobs(conn)
+            with (folder / "rubbish").open("wb") as rubbish:
+                os.posix_fallocate(rubbish.fileno(), 0, shutil.disk_usage(folder).free - 600_000)
+            failed = yoyo(conn, "apply")
+            assert failed.returncode != 0
+            assert "No space left on device" in failed.stderr
+            assert set(whole(conn).values()) == {"legacy", "migrated"}
+            assert jobs(conn) == counted
+            (folder / "rubbish").unlink()
+            ok(yoyo(conn, "apply"))
+            assert set(whole(conn).values()) == {"migrated"}
+            assert jobs(conn) == counted
+    finally:
+        with psycopg.connect(server_to_crash.url(), autocommit=True) as conn:
+            conn.execute("DROP DATABASE IF EXISTS clone")
+            conn.execute("DROP TABLESPACE IF EXISTS small")
+        subprocess.run(["umount", folder], check=True)

@@ -10,8 +10,8 @@ CALL job_stats.for_each_tenant(
         INNER JOIN pg_catalog.pg_attribute AS a ON c.oid = a.attrelid
         WHERE c.relname = 'marketplace_job_stats' AND c.relkind = 'r' AND a.attname = 'marketplace' AND NOT a.atthasdef
     $$,
-    lock_timeout_ms => 200,
-    attempts => 7,
+    lock_timeout_ms => 100,
+    attempts => 9,
     run => $tenant$
         ALTER TABLE marketplace_job_stats ALTER COLUMN marketplace SET DEFAULT 'vinted';
         CALL job_stats.create_legacy_view('marketplace_job_stats');

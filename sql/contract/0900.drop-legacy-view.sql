@@ -16,8 +16,8 @@ CALL job_stats.for_each_tenant(
         INNER JOIN pg_catalog.pg_attribute AS a ON c.oid = a.attrelid
         WHERE c.relname = 'marketplace_job_stats' AND c.relkind = 'r' AND a.attname = 'marketplace' AND a.atthasdef
     $$,
-    lock_timeout_ms => 200,
-    attempts => 7,
+    lock_timeout_ms => 100,
+    attempts => 9,
     run => $tenant$
         DROP VIEW IF EXISTS vinted_job_stats; -- clones of the template have none
         ALTER TABLE marketplace_job_stats ALTER COLUMN marketplace DROP DEFAULT;

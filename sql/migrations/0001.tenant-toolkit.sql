@@ -219,10 +219,16 @@ BEGIN
             SET LOCAL row_security = off; -- an error rather than rows unseen
             SET LOCAL citus.propagate_set_commands = 'local';
             EXECUTE format('SET LOCAL lock_timeout = %s', attempt * lock_timeout_ms);
+            IF has_parameter_privilege('deadlock_timeout', 'SET') THEN
+                SET LOCAL deadlock_timeout = '10ms'; -- the victim of a deadlock is to be this run, not old code
+            END IF;
             BEGIN
                 PERFORM
                     set_config('search_path', quote_ident(tenant) || ', pg_temp', true),
                     set_config('job_stats.undo', '', true);
+                IF current_schema() IS DISTINCT FROM tenant THEN
+                    RAISE insufficient_privilege USING MESSAGE = 'permission denied for schema ' || tenant;
+                END IF;
                 CALL job_stats.run_script(run);
                 IF dry_run THEN
                     RAISE SQLSTATE 'JS000';
@@ -489,19 +495,36 @@ DECLARE
         FROM pg_attribute
         WHERE attrelid = target AND attnum > 0 AND NOT attisdropped AND attname <> 'marketplace'
     );
+    -- An invoker must be able to read every column of the view, whichever are asked for. Who may read some only would be
+    -- refused: for them the owner reads, and the view's grants decide; but never past row-level security.
+    security_invoker constant boolean := (
+        SELECT c.relrowsecurity OR NOT EXISTS (
+            SELECT FROM pg_attribute AS a
+            CROSS JOIN aclexplode(a.attacl) AS g
+            WHERE a.attrelid = target AND NOT a.attisdropped AND g.privilege_type = 'SELECT'
+        )
+        FROM pg_class AS c
+        WHERE c.oid = target
+    );
     permission text;
 BEGIN
     IF tenant = to_regnamespace('template_tenant') THEN
         RETURN;
     END IF;
     EXECUTE format(
-        'CREATE VIEW %s.vinted_job_stats WITH (security_invoker) AS
+        'CREATE VIEW %s.vinted_job_stats WITH (security_invoker = %s) AS
         SELECT %s FROM %s WHERE marketplace = ''vinted'' WITH CASCADED CHECK OPTION',
-        tenant, columns, target
+        tenant, security_invoker::text, columns, target
     );
     EXECUTE format('ALTER VIEW %s.vinted_job_stats OWNER TO %s', tenant, owner);
     FOR permission IN
-        WITH grants AS (
+        SELECT format(
+            'GRANT %s%s ON %s.vinted_job_stats TO %s%s',
+            g.privilege_type, ' (' || quote_ident(g.column_name) || ')', tenant,
+            CASE g.grantee WHEN 0 THEN 'PUBLIC' ELSE g.grantee::regrole::text END,
+            CASE WHEN g.is_grantable THEN ' WITH GRANT OPTION' END
+        )
+        FROM (
             SELECT NULL AS column_name, a.*
             FROM pg_class AS c
             CROSS JOIN aclexplode(c.relacl) AS a
@@ -511,23 +534,7 @@ BEGIN
             FROM pg_attribute AS c
             CROSS JOIN aclexplode(c.attacl) AS a
             WHERE c.attrelid = target AND NOT c.attisdropped AND c.attname <> 'marketplace'
-        ),
-
-        named AS (
-            SELECT *, CASE grantee WHEN 0 THEN 'PUBLIC' ELSE grantee::regrole::text END AS role_name FROM grants
-        )
-
-        SELECT format(
-            'GRANT %s%s ON %s.vinted_job_stats TO %s%s',
-            privilege_type, ' (' || quote_ident(column_name) || ')', tenant,
-            role_name, CASE WHEN is_grantable THEN ' WITH GRANT OPTION' END
-        )
-        FROM named
-        UNION ALL
-        -- Who may read some columns only must be able to read the one that the view selects by.
-        SELECT DISTINCT format('GRANT SELECT (marketplace) ON %s TO %s', target, role_name)
-        FROM named
-        WHERE column_name IS NOT NULL
+        ) AS g
     LOOP
         EXECUTE permission;
     END LOOP;
@@ -561,6 +568,15 @@ BEGIN
         SELECT o.action_type_id, o.date FROM marketplace_job_stats AS o WHERE o.marketplace <> 'vinted'
     )
     WINDOW days AS (PARTITION BY s.action_type_id, s.date);
+
+    -- A row elsewhere that refers to one that is folded makes the DELETE fail, unless its foreign key changes it instead.
+    IF EXISTS (
+        SELECT FROM pg_catalog.pg_constraint AS c
+        WHERE c.confrelid = to_regclass('marketplace_job_stats') AND c.confdeltype NOT IN ('a', 'r')
+    ) AND EXISTS (SELECT FROM marketplace_job_stats_archive AS a WHERE a.id <> a.folded_id) THEN
+        RAISE EXCEPTION 'a foreign key with an ON DELETE action would change what refers to folded rows'
+        USING DETAIL = '(Make it ON DELETE NO ACTION until the rollback is done.)';
+    END IF;
 
     DELETE FROM marketplace_job_stats AS s
     USING marketplace_job_stats_archive AS a
@@ -613,11 +629,13 @@ BEGIN
         folded_total_jobs = s.total_jobs - a.folded_total_jobs,
         folded_success_count = s.success_count - a.folded_success_count,
         folded_failure_count = s.failure_count - a.folded_failure_count,
-        folded_avg_duration_ms = round(
-            greatest(
-                s.avg_duration_ms::numeric * s.total_jobs - coalesce(a.folded_avg_duration_ms * a.folded_total_jobs, 0), 0
-            ) / nullif(s.total_jobs - a.folded_total_jobs, 0)
-        )
+        folded_avg_duration_ms = CASE
+            WHEN a.folded_avg_duration_ms IS NULL THEN s.avg_duration_ms
+            ELSE round(
+                greatest(s.avg_duration_ms::numeric * s.total_jobs - a.folded_avg_duration_ms * a.folded_total_jobs, 0)
+                / nullif(s.total_jobs - a.folded_total_jobs, 0)
+            )
+        END
     FROM marketplace_job_stats AS s
     WHERE s.id = a.folded_id;
 
@@ -715,7 +733,11 @@ BEGIN ATOMIC
     WHERE
         v.oid = target
         AND v.relkind = 'v'
-        AND v.reloptions @> '{security_invoker=true,check_option=cascaded}'
+        AND v.reloptions @> '{check_option=cascaded}'
+        AND (
+            v.reloptions @> '{security_invoker=true}'
+            OR EXISTS (SELECT FROM pg_catalog.pg_attribute AS a WHERE a.attrelid = v.oid AND a.attacl IS NOT NULL)
+        )
         AND pg_relation_is_updatable(v.oid, false) & 28 = 28 -- INSERT, UPDATE, DELETE
         -- Compares with 'vinted', in bytes: pg_get_viewdef would keep a lock on every tenant's table.
         AND (SELECT r.ev_action FROM pg_catalog.pg_rewrite AS r WHERE r.ev_class = v.oid)::text

@@ -10,8 +10,8 @@ CALL job_stats.for_each_tenant(
     pending => $$
         SELECT relnamespace FROM pg_catalog.pg_class WHERE relname = 'marketplace_job_stats' AND relkind = 'r'
     $$,
-    lock_timeout_ms => 200,
-    attempts => 7,
+    lock_timeout_ms => 100,
+    attempts => 9,
     run => $tenant$
         DROP VIEW IF EXISTS vinted_job_stats; -- clones of the template have none
 

@@ -2,7 +2,7 @@
 --
 -- Locks, per tenant: its table, ACCESS EXCLUSIVE, from the rename to the tenant's commit, which is milliseconds for
 -- thousands of rows: nothing is rewritten, the time goes into one scan and two index builds. As long, the sequence that
--- it owns, and vinted.action_types where a foreign key points at it. Attempt n waits n * 200 ms for a lock at most.
+-- it owns, and vinted.action_types where a foreign key points at it. Attempt n waits n * 100 ms for a lock at most.
 -- Old code goes on through the view. Undone by the rollback file, which loses nothing. Needs 0001.
 --
 -- depends: 0001.tenant-toolkit
@@ -15,8 +15,8 @@ CALL job_stats.for_each_tenant(
     pending => $$
         SELECT relnamespace FROM pg_catalog.pg_class WHERE relname = 'vinted_job_stats' AND relkind = 'r'
     $$,
-    lock_timeout_ms => 200,
-    attempts => 7,
+    lock_timeout_ms => 100,
+    attempts => 9,
     run => $tenant$
         ALTER TABLE vinted_job_stats RENAME TO marketplace_job_stats;
 

@@ -1,0 +1,299 @@
+"""Rolling back loses nothing: marketplaces are folded into legacy rows, their split is archived, and comes back."""
+
+import datetime
+from typing import Any
+
+import psycopg
+import pytest
+from psycopg import sql
+from psycopg.rows import dict_row
+
+from tests.deploy import connect, psql, schema_dump, yoyo
+from tests.tenants import DOWNGRADE, UPGRADE, Connection, column, definitions, ok, running, states, tenants, wait_until
+
+DAY = datetime.date(2026, 1, 1)  # long before the rows of `dev/legacy.sql`
+Split = dict[
+    tuple[int, str], tuple[int, int, int, int | None]
+]  # action type, marketplace: total, success, failure, avg
+
+
+def downgrade(conn: Connection) -> None:
+    """Roll 0002 back in every tenant."""
+    ok(psql(conn, "-f", DOWNGRADE))
+
+
+def upgrade(conn: Connection) -> None:
+    """Apply 0002 in every tenant."""
+    ok(psql(conn, "-f", UPGRADE))
+
+
+def count(
+    conn: Connection,
+    schema: str,
+    action_type_id: int,
+    marketplace: str,
+    success: int,
+    avg: int | None = None,
+    **more: Any,
+) -> int:
+    """Insert a row of new code's on DAY, with `success` jobs and none that failed; return its id."""
+    row = {"action_type_id": action_type_id, "date": DAY, "marketplace": marketplace, "avg_duration_ms": avg, **more}
+    row = {"total_jobs": success, "success_count": success} | row
+    insert = sql.SQL("INSERT INTO {} ({}) VALUES ({}) RETURNING id").format(
+        sql.Identifier(schema, "marketplace_job_stats"),
+        sql.SQL(", ").join(map(sql.Identifier, row)),
+        sql.SQL(", ").join(map(sql.Placeholder, row)),
+    )
+    (key,) = conn.execute(insert, row).fetchone() or ()
+    return int(key)
+
+
+def folded(conn: Connection, schema: str) -> list[tuple[Any, ...]]:
+    """DAY's legacy rows: id, action type, total, success, failure, average."""
+    query = """
+        SELECT id, action_type_id, total_jobs, success_count, failure_count, avg_duration_ms
+        FROM {} WHERE date = %s ORDER BY action_type_id
+    """
+    return conn.execute(sql.SQL(query).format(sql.Identifier(schema, "vinted_job_stats")), [DAY]).fetchall()
+
+
+def split(conn: Connection, schema: str) -> Split:
+    """DAY's rows per marketplace."""
+    query = """
+        SELECT action_type_id, marketplace, total_jobs, success_count, failure_count, avg_duration_ms
+        FROM {} WHERE date = %s
+    """
+    rows = conn.execute(sql.SQL(query).format(sql.Identifier(schema, "marketplace_job_stats")), [DAY])
+    return {(action, marketplace): (*rest,) for action, marketplace, *rest in rows}
+
+
+def recount(conn: Connection, schema: str, action_type_id: int, success: int, failure: int, avg: int | None) -> None:
+    """Update DAY's legacy row as old code does."""
+    query = """
+        UPDATE {} SET total_jobs = %s, success_count = %s, failure_count = %s, avg_duration_ms = %s
+        WHERE action_type_id = %s AND date = %s
+    """
+    table = sql.Identifier(schema, "vinted_job_stats")
+    params = [success + failure, success, failure, avg, action_type_id, DAY]
+    assert conn.execute(sql.SQL(query).format(table), params).rowcount == 1
+
+
+def everything(conn: Connection, schema: str, table: str = "marketplace_job_stats") -> list[dict[str, Any]]:
+    """All columns of all rows, whatever the order of the columns."""
+    query = sql.SQL("SELECT * FROM {} ORDER BY id").format(sql.Identifier(schema, table))
+    return conn.cursor(row_factory=dict_row).execute(query).fetchall()
+
+
+def archives(conn: Connection) -> list[str]:
+    """The tenants that have an archive."""
+    query = "SELECT nspname FROM pg_class JOIN pg_namespace AS n ON n.oid = relnamespace WHERE relname = %s ORDER BY 1"
+    return column(conn, query, "marketplace_job_stats_archive")
+
+
+def test_a_rollback_folds_each_day_into_one_row_and_archives_the_split(legacy: Connection) -> None:
+    """Counts are summed, averages weighted by jobs, the id is Vinted's or else the oldest; others are untouched."""
+    names = tenants(legacy)
+    before = schema_dump(legacy, *names)
+    contents = {name: everything(legacy, name, "vinted_job_stats") for name in names}
+    ok(yoyo(legacy, "apply"))
+    ebay = count(legacy, "user_1", 1, "ebay", 10, 2000, total_jobs=12, failure_count=2)
+    vinted = count(legacy, "user_1", 1, "vinted", 30, 100)
+    etsy = count(legacy, "user_1", 1, "etsy", 5)  # not timed
+    only_etsy, only_ebay = count(legacy, "user_1", 2, "etsy", 1, 50), count(legacy, "user_1", 2, "ebay", 2, 51)
+    only_vinted = count(legacy, "user_1", 3, "vinted", 7, 70)
+    idle = count(legacy, "user_1", 4, "ebay", 0)
+    ok(yoyo(legacy, "rollback", "--revision", "0002"))
+
+    assert folded(legacy, "user_1") == [
+        (vinted, 1, 47, 45, 2, round((12 * 2000 + 30 * 100) / 42)),
+        (only_etsy, 2, 3, 3, 0, 51),  # 50.67
+        (only_vinted, 3, 7, 7, 0, 70),
+        (idle, 4, 0, 0, 0, None),
+    ]
+    archived = (
+        "SELECT id, marketplace, total_jobs, avg_duration_ms, folded_id FROM user_1.marketplace_job_stats_archive"
+    )
+    assert set(legacy.execute(archived.encode()).fetchall()) == {
+        (ebay, "ebay", 12, 2000, vinted),
+        (vinted, "vinted", 30, 100, vinted),
+        (etsy, "etsy", 5, None, vinted),
+        (only_etsy, "etsy", 1, 50, only_etsy),
+        (only_ebay, "ebay", 2, 51, only_etsy),
+        (idle, "ebay", 0, None, idle),
+    }
+    assert archives(legacy) == ["user_1"]
+
+    legacy.execute("DROP TABLE user_1.marketplace_job_stats_archive")
+    legacy.execute("DELETE FROM user_1.vinted_job_stats WHERE date = %s", [DAY])
+    assert schema_dump(legacy, *names) == before
+    assert {name: everything(legacy, name, "vinted_job_stats") for name in names} == contents
+
+
+def test_up_down_and_up_again_is_the_same(legacy: Connection) -> None:
+    """Rows of all marketplaces are the same to the last column, ids included: in every tenant, of whatever shape."""
+    legacy.execute(
+        """
+        ALTER TABLE user_identity.vinted_job_stats ALTER id SET GENERATED ALWAYS;
+        INSERT INTO user_foreign_keys.workers VALUES (1), (2);
+        """
+    )
+    ok(yoyo(legacy, "apply"))
+    names = [name for name in tenants(legacy) if name != "template_tenant"]
+    for name in names:
+        more: dict[str, Any] = {}
+        if name == "user_extra_columns":
+            more = {"note": "mine", "retries": 3}
+        elif name == "user_foreign_keys":
+            more = {"worker_id": 2}
+        count(legacy, name, 1, "ebay", 10, 2000, **more)
+        count(legacy, name, 1, "vinted", 3, None)
+        count(legacy, name, 1, "etsy", 0, 7)
+        count(legacy, name, 901, "etsy", 5, None)
+        count(legacy, name, 901, "ebay", 0, 50, created_at=DAY, **more)
+    before = {name: everything(legacy, name) for name in names}
+    status, dump = states(legacy), schema_dump(legacy, *names)
+    for _ in range(2):
+        downgrade(legacy)
+        assert archives(legacy) == sorted(names)
+        upgrade(legacy)
+        assert {name: everything(legacy, name) for name in names} == before
+        assert (archives(legacy), states(legacy)) == ([], status)
+        assert schema_dump(legacy, *names) == dump
+
+
+def test_what_old_code_counts_meanwhile_is_vinteds(migrated: Connection) -> None:
+    """The next upgrade restores the split, eBay's and Etsy's ids included, and credits the difference to Vinted."""
+    ids = [count(migrated, "user_1", 1, "ebay", 10, 1000), count(migrated, "user_1", 1, "vinted", 20, 400)]
+    ids += [count(migrated, "user_1", 2, "etsy", 5, 300), count(migrated, "user_1", 2, "ebay", 5, 100)]
+    ids += [count(migrated, "user_1", 3, "ebay", 4), count(migrated, "user_1", 4, "vinted", 1, 10)]
+    before = split(migrated, "user_1")
+    downgrade(migrated)
+    recount(migrated, "user_1", 1, 33, 7, avg=(600 * 30 + 200 * 10) // 40)
+    recount(migrated, "user_1", 2, 11, 1, avg=(200 * 10 + 500 * 2) // 12)
+    recount(migrated, "user_1", 3, 5, 0, avg=80)
+    recount(migrated, "user_1", 4, 2, 0, avg=20)
+    migrated.execute("INSERT INTO user_1.vinted_job_stats (action_type_id, date, total_jobs) VALUES (5, %s, 6)", [DAY])
+    upgrade(migrated)
+    assert split(migrated, "user_1") == before | {
+        (1, "vinted"): (30, 23, 7, round((400 * 20 + 200 * 10) / 30)),
+        (2, "vinted"): (2, 1, 1, 500),
+        (3, "vinted"): (1, 1, 0, 80),  # eBay's were not timed: the average is that of the new job
+        (4, "vinted"): (2, 2, 0, 20),
+        (5, "vinted"): (6, 0, 0, None),
+    }
+    kept = "SELECT id FROM user_1.marketplace_job_stats WHERE date = %s AND id = ANY (%s)"
+    assert set(column(migrated, kept, DAY, ids)) == set(ids)
+
+
+def test_rows_that_old_code_deletes_or_lowers_are_not_guessed(migrated: Connection) -> None:
+    """Such a tenant is refused by name and as it was, the others are done; once repaired, the same command finishes."""
+    names = ["user_1", "user_2", "user_3"]
+    for name in names:
+        count(migrated, name, 1, "ebay", 10, 2000)
+        count(migrated, name, 1, "vinted", 5, 100)
+        count(migrated, name, 2, "etsy", 3)
+    before = {name: split(migrated, name) for name in names}
+    downgrade(migrated)
+    migrated.execute("DELETE FROM user_1.vinted_job_stats WHERE action_type_id = 1 AND date = %s", [DAY])
+    recount(migrated, "user_2", 2, 2, 1, None)  # the total is the same, but fewer succeeded
+    meanwhile = definitions(migrated, names[:2]), folded(migrated, "user_1"), folded(migrated, "user_2")
+
+    refused = psql(migrated, "-f", UPGRADE)
+    assert refused.returncode != 0
+    assert "18 done, 0 done before, 2 FAILED" in refused.stderr
+    for name, action in [("user_1", 1), ("user_2", 2)]:
+        assert f"{name}: the archived split cannot be restored" in refused.stderr
+        assert f"legacy code has deleted or lowered action type {action} on {DAY}" in refused.stderr
+    assert [name for name, state in states(migrated).items() if state == "legacy"] == archives(migrated) == names[:2]
+    assert (definitions(migrated, names[:2]), folded(migrated, "user_1"), folded(migrated, "user_2")) == meanwhile
+    assert split(migrated, "user_3") == before["user_3"]
+
+    # In user_1 give up the split of that day's action type; in user_2 repair the row.
+    migrated.execute("DELETE FROM user_1.marketplace_job_stats_archive WHERE action_type_id = 1 AND date = %s", [DAY])
+    recount(migrated, "user_2", 2, 3, 0, None)
+    upgrade(migrated)
+    assert split(migrated, "user_1") == {key: row for key, row in before["user_1"].items() if key[0] == 2}
+    assert split(migrated, "user_2") == before["user_2"]
+    assert [states(migrated)[name] for name in names] == ["migrated", "migrated", "migrated"]
+    assert archives(migrated) == []
+
+
+def test_foreign_keys_come_back_not_valid_only_where_folded_rows_need_that(migrated: Connection) -> None:
+    """eBay's action types stay though Vinted's table lacks them, and new ones are checked; elsewhere keys are VALID."""
+    count(migrated, "user_named_key", 901, "ebay", 1)
+    count(migrated, "user_default_key", 1, "ebay", 1)
+    count(migrated, "user_foreign_keys", 1, "vinted", 1)
+    downgrade(migrated)
+    query = "SELECT connamespace::regnamespace::text FROM pg_constraint WHERE contype = 'f' AND NOT convalidated"
+    assert column(migrated, query) == ["user_named_key"]
+    with pytest.raises(psycopg.errors.ForeignKeyViolation):
+        migrated.execute(
+            "INSERT INTO user_named_key.vinted_job_stats (action_type_id, date) VALUES (902, '2026-01-02')"
+        )
+    upgrade(migrated)
+    assert split(migrated, "user_named_key") == {(901, "ebay"): (1, 1, 0, None)}
+
+
+@pytest.mark.parametrize("on_delete", ["NO ACTION DEFERRABLE INITIALLY DEFERRED", "CASCADE", "SET NULL"])
+def test_rows_of_other_tables_are_not_lost(migrated: Connection, on_delete: str) -> None:
+    """A tenant where a row refers to one that would be folded away is refused by name, and as it was."""
+    migrated.execute(
+        f"""
+        CREATE TABLE user_1.notes (
+            stats_id integer CONSTRAINT fk_notes REFERENCES user_1.marketplace_job_stats ON DELETE {on_delete}
+        )
+        """.encode()
+    )
+    vinted, ebay = count(migrated, "user_1", 1, "vinted", 5), count(migrated, "user_1", 1, "ebay", 10)
+    migrated.execute("INSERT INTO user_1.notes VALUES (%s), (%s)", [vinted, ebay])
+    before = split(migrated, "user_1")
+    refused = psql(migrated, "-f", DOWNGRADE)
+    assert refused.returncode != 0
+    assert "19 done, 0 done before, 1 FAILED" in refused.stderr
+    assert "user_1: " in refused.stderr
+    assert "foreign key" in refused.stderr
+    assert (split(migrated, "user_1"), archives(migrated)) == (before, [])
+    assert column(migrated, "SELECT stats_id FROM user_1.notes ORDER BY 1") == [vinted, ebay]
+
+    migrated.execute("DELETE FROM user_1.notes WHERE stats_id = %s", [ebay])
+    migrated.execute("ALTER TABLE user_1.notes DROP CONSTRAINT fk_notes")
+    deferred = "FOREIGN KEY (stats_id) REFERENCES user_1.marketplace_job_stats DEFERRABLE INITIALLY DEFERRED"
+    migrated.execute(f"ALTER TABLE user_1.notes ADD {deferred}".encode())
+    downgrade(migrated)
+    upgrade(migrated)
+    assert split(migrated, "user_1") == before
+
+
+def test_counts_beyond_an_integer_are_refused(migrated: Connection) -> None:
+    """A tenant whose sums do not fit is refused by name, rather than wrapped; nothing of it has changed."""
+    for name in ["user_1", "user_2"]:
+        count(migrated, name, 1, "vinted", 2_000_000_000, 2_000_000_000)
+    count(migrated, "user_1", 1, "ebay", 147_483_648)
+    count(migrated, "user_2", 1, "ebay", 147_483_647, 2_000_000_000)
+    before = split(migrated, "user_1"), split(migrated, "user_2")
+    refused = psql(migrated, "-f", DOWNGRADE)
+    assert refused.returncode != 0
+    assert "user_1: integer out of range" in refused.stderr
+    assert "19 done, 0 done before, 1 FAILED" in refused.stderr
+    assert [row[2:] for row in folded(migrated, "user_2")] == [(2**31 - 1, 2**31 - 1, 0, 2_000_000_000)]
+    upgrade(migrated)
+    assert (split(migrated, "user_1"), split(migrated, "user_2")) == before
+
+
+@pytest.mark.parametrize("jobs_before", [0, 5])
+def test_what_is_counted_while_the_rollback_waits_is_folded_too(migrated: Connection, jobs_before: int) -> None:
+    """Jobs of a transaction that is open when the rollback comes to the tenant are neither lost nor mixed up."""
+    if jobs_before:
+        count(migrated, "user_index_key", 1, "ebay", jobs_before)
+    with connect(migrated, autocommit=False) as new_code:
+        if jobs_before:
+            new_code.execute("UPDATE user_index_key.marketplace_job_stats SET total_jobs = 6 WHERE date = %s", [DAY])
+        else:
+            count(new_code, "user_index_key", 1, "ebay", 5, total_jobs=6)
+        with running(psql, migrated, "-f", DOWNGRADE) as results:
+            wait_until(migrated, "SELECT count(*) > 0 FROM pg_locks WHERE NOT granted")
+            new_code.commit()
+    ok(results[0])
+    assert [row[2] for row in folded(migrated, "user_index_key")] == [6]
+    upgrade(migrated)
+    assert split(migrated, "user_index_key") == {(1, "ebay"): (6, 5, 0, None)}
