@@ -33,7 +33,7 @@ clean:
 	@echo "installing dev/requirements.txt into .venv"
 	@$(PYTHON) -m venv --clear .venv
 	@python -m pip install --disable-pip-version-check -qq --no-deps --requirement dev/requirements.txt
-	@python -m pip check --disable-pip-version-check -q
+	@python -m pip check --disable-pip-version-check
 	@touch $@
 
 .PHONY: help demo test lint clean
