@@ -294,6 +294,12 @@ def test_canary(legacy: Connection) -> None:
     assert re.search(r"^U +0002", ok(yoyo(legacy, "list")), re.MULTILINE)
 
 
+def test_without_any_tenant_there_is_nothing_to_do(empty: Connection) -> None:
+    """A new database is migrated, and rolled back, like any other."""
+    assert re.search(r"^ 0 +\| 0 +\| 0 ", ok(yoyo(empty, "apply")), re.MULTILINE)
+    assert re.search(r"^ 0 +\| 0 +\| 0 ", ok(yoyo(empty, "rollback", "--all")), re.MULTILINE)
+
+
 def test_a_pattern_that_matches_no_tenant_is_an_error(legacy: Connection) -> None:
     """A mistyped canary is not taken for one that was done."""
     ok(yoyo(legacy, "apply", "--revision", "0001"))

@@ -145,7 +145,8 @@ LANGUAGE plpgsql
 AS $procedure$
 DECLARE
     dry_run constant boolean := coalesce(nullif(current_setting('job_stats.dry_run', true), ''), 'off');
-    pattern constant text := '^(' || coalesce(nullif(current_setting('job_stats.tenants', true), ''), '.*') || ')$';
+    canary constant text := nullif(current_setting('job_stats.tenants', true), '');
+    pattern constant text := '^(' || coalesce(canary, '.*') || ')$';
     caller_path constant text := current_setting('search_path');
     start constant timestamptz := clock_timestamp();
     find_tenants constant text := format(
@@ -167,7 +168,7 @@ DECLARE
     failures text[] := '{}';
 BEGIN
     COMMIT; -- in a transaction block this fails here, not after the first tenant
-    IF current_setting('transaction_isolation') <> 'read committed' THEN -- else a script sees no row of those it waited for
+    IF current_setting('transaction_isolation') <> 'read committed' THEN -- else a script overlooks what it waited for
         RAISE EXCEPTION 'the isolation level must be read committed, not %', current_setting('transaction_isolation')
         USING HINT = $$PGOPTIONS='-c default_transaction_isolation=read\ committed'$$;
     END IF;
@@ -186,7 +187,7 @@ BEGIN
         USING HINT = 'It goes on even if its client died. Wait for its end, or pg_terminate_backend(pid); then repeat.';
     END IF;
 
-    IF NOT EXISTS (SELECT FROM job_stats.tenants AS t WHERE t.schema_name ~ pattern) THEN
+    IF canary IS NOT NULL AND NOT EXISTS (SELECT FROM job_stats.tenants AS t WHERE t.schema_name ~ pattern) THEN
         RAISE EXCEPTION 'no tenant matches %', pattern USING HINT = 'See job_stats.tenants: the setting, and the view.';
     END IF;
     EXECUTE find_tenants INTO queue USING tried;
@@ -293,7 +294,7 @@ BEGIN
                 WHEN queue = '{template_tenant}' THEN 'No tenant is touched before template_tenant. '
                 ELSE 'A tenant that failed is as it was. '
             END || 'Mend the cause, then run the same command again: it does what is left.';
-    ELSIF (dry_run OR pattern <> '^(.*)$') AND current_setting('application_name') <> 'psql' THEN
+    ELSIF (dry_run OR canary IS NOT NULL) AND current_setting('application_name') <> 'psql' THEN
         RAISE EXCEPTION '%: % %, none failed, slowest % ms',
             migration, done, CASE WHEN dry_run THEN 'rehearsed' ELSE 'done' END, slowest_ms
         USING HINT = 'An error, lest this be marked as applied: job_stats.dry_run or job_stats.tenants is set.';
