@@ -2,6 +2,8 @@
 
 The caller owns the connection and its transaction: nothing here commits, rolls back or touches `search_path`.
 Arguments that can never be right raise `ValueError` before anything is sent; psycopg's errors pass through unchanged.
+
+`stats_lib.aio` has the same functions for a `psycopg.AsyncConnection`.
 """
 
 from stats_lib._sync import get_stats, update_job_stats

@@ -1,0 +1,58 @@
+"""The functions of `stats_lib` for a `psycopg.AsyncConnection`: the same names and arguments, to be awaited."""
+
+import datetime
+import inspect
+from collections.abc import Callable
+from typing import Any, TypeVar
+
+from psycopg import AsyncConnection, AsyncCursor
+from psycopg.rows import kwargs_row
+
+from stats_lib import _queries, _sync
+from stats_lib._types import JobStats, Marketplace
+
+__all__ = ["get_stats", "update_job_stats"]
+
+_Function = TypeVar("_Function", bound=Callable[..., Any])
+
+
+def _like(sync: Callable[..., object]) -> Callable[[_Function], _Function]:
+    """Have `help()` say of a function what it says of `sync`, after the function's own docstring."""
+
+    def document(function: _Function) -> _Function:
+        function.__doc__ = f"{inspect.getdoc(function)}\n\n{inspect.getdoc(sync)}"
+        return function
+
+    return document
+
+
+@_like(_sync.update_job_stats)
+async def update_job_stats(
+    conn: AsyncConnection[Any],
+    *,
+    schema: str,
+    action_type_id: int,
+    marketplace: Marketplace | str,
+    success: bool,
+    duration: datetime.timedelta | None = None,
+    date: datetime.date | None = None,
+) -> None:
+    """`stats_lib.update_job_stats`, to be awaited."""
+    query, params = _queries.update_job_stats(
+        schema=schema,
+        action_type_id=action_type_id,
+        marketplace=marketplace,
+        success=success,
+        duration=duration,
+        date=date,
+    )
+    await AsyncCursor(conn).execute(query, params)
+
+
+@_like(_sync.get_stats)
+async def get_stats(
+    conn: AsyncConnection[Any], *, schema: str, marketplace: Marketplace | str | None = None, days: int = 7
+) -> list[JobStats]:
+    """`stats_lib.get_stats`, to be awaited."""
+    query, params = _queries.get_stats(schema=schema, marketplace=marketplace, days=days)
+    return await (await AsyncCursor(conn, row_factory=kwargs_row(_queries.job_stats)).execute(query, params)).fetchall()
