@@ -6,7 +6,7 @@ Arguments that can never be right raise `ValueError` before anything is sent; ps
 `stats_lib.aio` has the same functions for a `psycopg.AsyncConnection`.
 """
 
-from stats_lib._sync import get_stats, update_job_stats
-from stats_lib._types import JobStats, Marketplace
+from stats_lib._sync import get_stats, get_summary, update_job_stats
+from stats_lib._types import JobStats, Marketplace, MarketplaceSummary
 
-__all__ = ["JobStats", "Marketplace", "get_stats", "update_job_stats"]
+__all__ = ["JobStats", "Marketplace", "MarketplaceSummary", "get_stats", "get_summary", "update_job_stats"]

@@ -7,15 +7,18 @@ from typing import Any
 
 from psycopg import sql
 
-from stats_lib._types import JobStats, Marketplace
+from stats_lib._types import JobStats, Marketplace, MarketplaceSummary
 
+MIN_ACTION_TYPE_ID, MAX_ACTION_TYPE_ID = -(2**31), 2**31 - 1  # what the column, an integer, can hold
 MAX_DAYS = 1_000_000  # within what PostgreSQL can subtract from today
 MAX_DURATION = datetime.timedelta(milliseconds=2**31 - 1)  # what `avg_duration_ms`, an integer, can hold
 MAX_SCHEMA_BYTES = 63  # a longer name would be truncated by PostgreSQL, perhaps to another tenant's
 
 _TEXT = re.compile(r"[^\0\ud800-\udfff]+")  # UTF-8 has no surrogates
-_UPDATE_JOB_STATS = sql.SQL(files(__package__).joinpath("update_job_stats.sql").read_text("utf-8"))
-_GET_STATS = sql.SQL(files(__package__).joinpath("get_stats.sql").read_text("utf-8"))
+_UPDATE_JOB_STATS, _GET_STATS, _GET_SUMMARY = (
+    sql.SQL(files(__package__).joinpath(f"{name}.sql").read_text("utf-8"))
+    for name in ("update_job_stats", "get_stats", "get_summary")
+)
 
 
 def update_job_stats(
@@ -33,7 +36,7 @@ def update_job_stats(
     if date is not None and (not isinstance(date, datetime.date) or isinstance(date, datetime.datetime)):
         raise _refusal("date", date, "a datetime.date without a time, or None for today in UTC")
     return _UPDATE_JOB_STATS.format(table=_table(schema)), {
-        "action_type_id": _integer("action_type_id", action_type_id, -(2**31), 2**31 - 1),
+        "action_type_id": _action_type_id(action_type_id),
         "marketplace": _marketplace(marketplace),
         "success": success,
         "duration_ms": None if duration is None else _milliseconds(duration),
@@ -41,17 +44,32 @@ def update_job_stats(
     }
 
 
-def get_stats(*, schema: str, marketplace: Marketplace | str | None, days: int) -> tuple[sql.Composed, dict[str, Any]]:
+def get_stats(
+    *, schema: str, marketplace: Marketplace | str | None, action_type_id: int | None, days: int
+) -> tuple[sql.Composed, dict[str, Any]]:
     """Check the arguments of `stats_lib.get_stats`; return its statement and parameters, or raise ValueError."""
+    only = None if action_type_id is None else _action_type_id(action_type_id)
     return _GET_STATS.format(table=_table(schema)), {
         "marketplaces": list(Marketplace) if marketplace is None else [_marketplace(marketplace)],
-        "days": _integer("days", days, 1, MAX_DAYS),
+        "first_action_type_id": MIN_ACTION_TYPE_ID if only is None else only,
+        "last_action_type_id": MAX_ACTION_TYPE_ID if only is None else only,
+        "days": _days(days),
     }
+
+
+def get_summary(*, schema: str, days: int) -> tuple[sql.Composed, dict[str, Any]]:
+    """Check the arguments of `stats_lib.get_summary`; return its statement and parameters, or raise ValueError."""
+    return _GET_SUMMARY.format(table=_table(schema)), {"marketplaces": list(Marketplace), "days": _days(days)}
 
 
 def job_stats(*, marketplace: str, **columns: Any) -> JobStats:
     """Make a `JobStats` of a row of `get_stats.sql`."""
     return JobStats(marketplace=Marketplace(marketplace), **columns)
+
+
+def marketplace_summary(*, marketplace: str, **columns: Any) -> MarketplaceSummary:
+    """Make a `MarketplaceSummary` of a row of `get_summary.sql`."""
+    return MarketplaceSummary(marketplace=Marketplace(marketplace), **columns)
 
 
 def _table(schema: str) -> sql.Identifier:
@@ -64,6 +82,14 @@ def _marketplace(marketplace: str) -> Marketplace:
     if marketplace not in list(Marketplace):
         raise _refusal("marketplace", marketplace, " or ".join(repr(m.value) for m in Marketplace))
     return Marketplace(marketplace)
+
+
+def _action_type_id(action_type_id: int) -> int:
+    return _integer("action_type_id", action_type_id, MIN_ACTION_TYPE_ID, MAX_ACTION_TYPE_ID)
+
+
+def _days(days: int) -> int:
+    return _integer("days", days, 1, MAX_DAYS)
 
 
 def _milliseconds(duration: datetime.timedelta) -> int:

@@ -10,7 +10,7 @@ from psycopg import Connection, Cursor
 from psycopg.rows import kwargs_row
 
 from stats_lib import _queries
-from stats_lib._types import JobStats, Marketplace
+from stats_lib._types import JobStats, Marketplace, MarketplaceSummary
 
 
 def update_job_stats(
@@ -54,12 +54,18 @@ def update_job_stats(
 
 
 def get_stats(
-    conn: Connection[Any], *, schema: str, marketplace: Marketplace | str | None = None, days: int = 7
+    conn: Connection[Any],
+    *,
+    schema: str,
+    marketplace: Marketplace | str | None = None,
+    action_type_id: int | None = None,
+    days: int = 7,
 ) -> list[JobStats]:
     """Read the last days of the tenant's `marketplace_job_stats`.
 
     - `schema`: as for `update_job_stats`.
     - `marketplace`: a `Marketplace` or its value, in lower case; None for each member of `Marketplace`.
+    - `action_type_id`: a 32-bit integer; None for all.
     - `days`: 1 to 1,000,000 calendar days, ending with today in UTC by the server's clock, as of the transaction's
       start. Rows dated later than today are left out.
 
@@ -67,5 +73,22 @@ def get_stats(
 
     Raises ValueError, before anything is sent, if an argument is none of the above; psycopg's errors pass through.
     """
-    query, params = _queries.get_stats(schema=schema, marketplace=marketplace, days=days)
+    query, params = _queries.get_stats(schema=schema, marketplace=marketplace, action_type_id=action_type_id, days=days)
     return Cursor(conn, row_factory=kwargs_row(_queries.job_stats)).execute(query, params).fetchall()
+
+
+def get_summary(conn: Connection[Any], *, schema: str, days: int = 7) -> list[MarketplaceSummary]:
+    """Add up the last days of the tenant's `marketplace_job_stats`, marketplace by marketplace.
+
+    - `schema`: as for `update_job_stats`.
+    - `days`: as for `get_stats`.
+
+    Returns one `MarketplaceSummary` for each member of `Marketplace`, those without jobs too, in alphabetical order.
+
+    `avg_duration_ms` is sum(avg_duration_ms * total_jobs) / sum(total_jobs) over the rows that have an average, rounded
+    to the millisecond: no better than those averages are (see `update_job_stats`), and None if no row has one.
+
+    Raises ValueError, before anything is sent, if an argument is none of the above; psycopg's errors pass through.
+    """
+    query, params = _queries.get_summary(schema=schema, days=days)
+    return Cursor(conn, row_factory=kwargs_row(_queries.marketplace_summary)).execute(query, params).fetchall()

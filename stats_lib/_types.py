@@ -13,8 +13,21 @@ class Marketplace(StrEnum):
     ETSY = "etsy"
 
 
+class _SuccessRate:
+    """What follows from the counts of whoever has them."""
+
+    __slots__ = ()
+    total_jobs: int
+    success_count: int
+
+    @property
+    def success_rate(self) -> float:
+        """Successes per job, from 0.0 to 1.0; 0.0 if there were no jobs."""
+        return self.success_count / self.total_jobs if self.total_jobs else 0.0
+
+
 @dataclass(frozen=True, slots=True)
-class JobStats:
+class JobStats(_SuccessRate):
     """One row of `marketplace_job_stats`: the jobs of one action type on one marketplace and day."""
 
     id: int
@@ -30,7 +43,14 @@ class JobStats:
     created_at: datetime.datetime
     """When the row was inserted; always aware, in the time zone of the session that read it."""
 
-    @property
-    def success_rate(self) -> float:
-        """Successes per job, from 0.0 to 1.0; 0.0 for a row without jobs."""
-        return self.success_count / self.total_jobs if self.total_jobs else 0.0
+
+@dataclass(frozen=True, slots=True)
+class MarketplaceSummary(_SuccessRate):
+    """The jobs of one marketplace, of all action types, over some days."""
+
+    marketplace: Marketplace
+    total_jobs: int
+    success_count: int
+    failure_count: int
+    avg_duration_ms: int | None
+    """Weighted average, in milliseconds; None if no job had a duration."""

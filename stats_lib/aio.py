@@ -9,9 +9,9 @@ from psycopg import AsyncConnection, AsyncCursor
 from psycopg.rows import kwargs_row
 
 from stats_lib import _queries, _sync
-from stats_lib._types import JobStats, Marketplace
+from stats_lib._types import JobStats, Marketplace, MarketplaceSummary
 
-__all__ = ["get_stats", "update_job_stats"]
+__all__ = ["get_stats", "get_summary", "update_job_stats"]
 
 _Function = TypeVar("_Function", bound=Callable[..., Any])
 
@@ -51,8 +51,22 @@ async def update_job_stats(
 
 @_like(_sync.get_stats)
 async def get_stats(
-    conn: AsyncConnection[Any], *, schema: str, marketplace: Marketplace | str | None = None, days: int = 7
+    conn: AsyncConnection[Any],
+    *,
+    schema: str,
+    marketplace: Marketplace | str | None = None,
+    action_type_id: int | None = None,
+    days: int = 7,
 ) -> list[JobStats]:
     """`stats_lib.get_stats`, to be awaited."""
-    query, params = _queries.get_stats(schema=schema, marketplace=marketplace, days=days)
+    query, params = _queries.get_stats(schema=schema, marketplace=marketplace, action_type_id=action_type_id, days=days)
     return await (await AsyncCursor(conn, row_factory=kwargs_row(_queries.job_stats)).execute(query, params)).fetchall()
+
+
+@_like(_sync.get_summary)
+async def get_summary(conn: AsyncConnection[Any], *, schema: str, days: int = 7) -> list[MarketplaceSummary]:
+    """`stats_lib.get_summary`, to be awaited."""
+    query, params = _queries.get_summary(schema=schema, days=days)
+    return await (
+        await AsyncCursor(conn, row_factory=kwargs_row(_queries.marketplace_summary)).execute(query, params)
+    ).fetchall()

@@ -26,6 +26,7 @@ Result = TypeVar("Result")
 
 count = partial(aio.update_job_stats, schema="user_1", action_type_id=1, marketplace="ebay", success=True, date=DAY)
 read = partial(aio.get_stats, schema="user_1")
+add_up = partial(aio.get_summary, schema="user_1")
 
 
 def run(
@@ -113,6 +114,20 @@ def test_count_and_read(migrated: Connection) -> None:
     assert [ebay, etsy] == stats_lib.get_stats(migrated, schema="user_1")
 
 
+def test_summary(migrated: Connection) -> None:
+    """Sums per marketplace are what the synchronous function says."""
+
+    async def test(conn: AsyncConnection[Any]) -> list[stats_lib.MarketplaceSummary]:
+        await count(conn, duration=datetime.timedelta(seconds=1))
+        return await add_up(conn)
+
+    summary = run(migrated, test)
+    assert [(Marketplace.EBAY, 1, 1000), (Marketplace.ETSY, 0, None), (Marketplace.VINTED, 0, None)] == [
+        (row.marketplace, row.total_jobs, row.avg_duration_ms) for row in summary
+    ]
+    assert summary == stats_lib.get_summary(migrated, schema="user_1")
+
+
 def test_no_update_is_lost(migrated: Connection) -> None:
     """Eight connections in one event loop, with 50 jobs each on one new key, are counted exactly."""
 
@@ -162,7 +177,7 @@ def test_driver_errors_pass_through(migrated: Connection) -> None:
     """A schema without the table is psycopg's UndefinedTable."""
 
     async def test(conn: AsyncConnection[Any]) -> None:
-        for call in (count, read):
+        for call in (count, read, add_up):
             with pytest.raises(psycopg.errors.UndefinedTable):
                 await call(conn, schema="user_404")
 

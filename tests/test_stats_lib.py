@@ -16,7 +16,7 @@ from psycopg import Connection, sql
 from psycopg.pq import TransactionStatus
 from psycopg.rows import RowFactory, dict_row, namedtuple_row, scalar_row
 
-from stats_lib import JobStats, Marketplace, get_stats, update_job_stats
+from stats_lib import JobStats, Marketplace, MarketplaceSummary, get_stats, get_summary, update_job_stats
 from tests.deploy import connect
 
 # A day that is over: no test can see the date change under it.
@@ -25,6 +25,7 @@ MAX_DURATION = datetime.timedelta(milliseconds=2**31 - 1)
 
 count = partial(update_job_stats, schema="user_1", action_type_id=1, marketplace="ebay", success=True, date=DAY)
 read = partial(get_stats, schema="user_1")
+add_up = partial(get_summary, schema="user_1")
 
 
 def ms(milliseconds: float) -> datetime.timedelta:
@@ -350,6 +351,19 @@ def test_one_marketplace(conn: Connection, marketplace: str) -> None:
     assert [marketplace] == [row.marketplace for row in read(conn, marketplace=marketplace)]
 
 
+@pytest.mark.parametrize("action_type_id", [-(2**31), -1, 0, 7, 2**31 - 1])
+def test_one_action_type(conn: Connection, action_type_id: int) -> None:
+    """An action type limits the rows to it, the first and the last that there can be too; without, all are read."""
+    ids = [-(2**31), -1, 0, 1, 7, 2**31 - 1]
+    for each in ids:
+        count(conn, action_type_id=each)
+
+    assert [action_type_id] == [row.action_type_id for row in read(conn, action_type_id=action_type_id)]
+    assert [] == read(conn, action_type_id=3)
+    assert [] == read(conn, action_type_id=action_type_id, marketplace="etsy")
+    assert ids == [row.action_type_id for row in read(conn)]
+
+
 def test_unknown_marketplace_is_left_out(conn: Connection) -> None:
     """A row of a marketplace that a later release added does not keep this one from reading the others."""
     count(conn)
@@ -359,6 +373,7 @@ def test_unknown_marketplace_is_left_out(conn: Connection) -> None:
     )
 
     assert [Marketplace.EBAY] == [row.marketplace for row in read(conn)]
+    assert 1 == sum(row.total_jobs for row in add_up(conn))
 
 
 @pytest.mark.parametrize(("successes", "failures", "expected"), [(0, 0, 0.0), (0, 2, 0.0), (3, 1, 0.75), (2, 0, 1.0)])
@@ -382,6 +397,86 @@ def test_rows_are_frozen(conn: Connection) -> None:
         row.total_jobs = 2  # type: ignore[misc]  # what the test is about
 
 
+# What is added up
+
+
+def test_summary(conn: Connection) -> None:
+    """Each marketplace has its sums over action types and days, alphabetically; one without jobs has zeros."""
+    for action_type_id, marketplace, success, seconds in [
+        (1, "vinted", True, 1),
+        (1, "vinted", False, 1),
+        (2, "vinted", True, 4),
+        (1, "ebay", True, None),
+        (2, "ebay", True, 3),
+    ]:
+        duration = None if seconds is None else datetime.timedelta(seconds=seconds)
+        count(conn, action_type_id=action_type_id, marketplace=marketplace, success=success, duration=duration)
+    count(conn, marketplace="vinted", date=DAY - datetime.timedelta(days=1), duration=ms(1001))
+    count(conn, schema="user_2", marketplace="etsy")
+
+    ebay = MarketplaceSummary(Marketplace.EBAY, total_jobs=2, success_count=2, failure_count=0, avg_duration_ms=3000)
+    etsy = MarketplaceSummary(Marketplace.ETSY, total_jobs=0, success_count=0, failure_count=0, avg_duration_ms=None)
+    vinted = MarketplaceSummary(
+        Marketplace.VINTED, total_jobs=4, success_count=3, failure_count=1, avg_duration_ms=1750
+    )
+    actual = add_up(conn)
+    assert [ebay, etsy, vinted] == actual
+    assert [1.0, 0.0, 0.75] == [row.success_rate for row in actual]
+    assert [Marketplace.EBAY, Marketplace.ETSY, Marketplace.VINTED] == [row.marketplace for row in actual]
+    assert all(isinstance(row.marketplace, Marketplace) for row in actual)
+    assert all(type(row.total_jobs) is int for row in actual)
+
+
+def test_summary_of_nothing(conn: Connection) -> None:
+    """A tenant without a row has zeros for every marketplace."""
+    expected = [MarketplaceSummary(marketplace, 0, 0, 0, None) for marketplace in sorted(Marketplace)]
+    assert expected == add_up(conn)
+
+
+@pytest.mark.parametrize(("days", "expected"), [(1, 1), (6, 1), (7, 2), (8, 3), (10**6, 4)])
+def test_summary_days(conn: Connection, days: int, expected: int) -> None:
+    """`days` are those of `get_stats`, and seven by default."""
+    with conn.transaction():
+        (today,) = conn.execute("SELECT (now() AT TIME ZONE 'UTC')::date").fetchall()[0]
+        for age in (-1, 0, 6, 7, 9999):
+            count(conn, date=today - datetime.timedelta(days=age))
+        assert [expected, 0, 0] == [row.total_jobs for row in add_up(conn, days=days)]
+        assert add_up(conn, days=7) == add_up(conn)
+
+
+@pytest.mark.parametrize(
+    ("rows", "expected"),
+    [
+        ([(100, 1), (200, 3)], 175),
+        ([(100, 1), (None, 1000)], 100),
+        ([(100, 1), (101, 1)], 101),
+        ([(100, 0), (900, 2)], 900),
+        ([(100, 0)], None),
+        ([(None, 5)], None),
+        ([(2**31 - 1, 2**31 - 1)] * 3, 2**31 - 1),
+    ],
+    ids=str,
+)
+def test_summary_average(conn: Connection, rows: list[tuple[int | None, int]], expected: int | None) -> None:
+    """Averages are weighted by their rows' jobs, rounded; rows without one do not weigh; nothing overflows."""
+    for action_type_id, (average, jobs) in enumerate(rows):
+        conn.execute(
+            "INSERT INTO user_1.marketplace_job_stats"
+            " (action_type_id, marketplace, date, total_jobs, failure_count, avg_duration_ms)"
+            " VALUES (%s, 'ebay', %s, %s, %s, %s)",
+            [action_type_id, DAY, jobs, jobs, average],
+        )
+
+    ebay = add_up(conn)[0]
+    jobs = sum(jobs for _, jobs in rows)
+    assert (jobs, 0, jobs, expected) == (
+        ebay.total_jobs,
+        ebay.success_count,
+        ebay.failure_count,
+        ebay.avg_duration_ms,
+    )
+
+
 # What is refused
 
 BAD_SCHEMAS = [None, "", "user_1\0", "user_\udc80", b"user_1", 1, "x" * 64, "é" * 32]
@@ -403,7 +498,13 @@ BAD_MARKETPLACES = ["", "EBAY", "Vinted", "amazon", " ebay", b"ebay", 1, ["ebay"
         ),
         *((read, "schema", value) for value in BAD_SCHEMAS),
         *((read, "marketplace", value) for value in BAD_MARKETPLACES),
-        *((read, "days", value) for value in (None, True, "7", 7.0, 0, -1, 1_000_001, 2**31, 2**63)),
+        *((read, "action_type_id", value) for value in (True, "1", 1.0, 2**31, -(2**31) - 1)),
+        *((add_up, "schema", value) for value in BAD_SCHEMAS),
+        *(
+            (call, "days", value)
+            for call in (read, add_up)
+            for value in (None, True, "7", 7.0, 0, -1, 1_000_001, 2**31, 2**63)
+        ),
     ],
 )
 def test_bad_argument(conn: Connection, call: Callable[..., object], argument: str, value: object) -> None:
@@ -465,7 +566,7 @@ def test_extremes_are_stored(conn: Connection, action_type_id: int, date: dateti
     assert [(action_type_id, date)] == stored
 
 
-@pytest.mark.parametrize("call", [count, read])
+@pytest.mark.parametrize("call", [count, read, add_up])
 def test_driver_errors_pass_through(conn: Connection, call: Callable[..., object]) -> None:
     """A schema without the table is psycopg's UndefinedTable, not an error of ours."""
     with pytest.raises(psycopg.errors.UndefinedTable):
@@ -488,7 +589,7 @@ def test_driver_errors_pass_through(conn: Connection, call: Callable[..., object
 def test_schema_is_only_ever_a_name(conn: Connection, schema: str) -> None:
     """Whatever a schema is called, it is a schema: missing, it is not found; present, it is counted in."""
     count(conn)
-    for call in (count, read):
+    for call in (count, read, add_up):
         with pytest.raises(psycopg.errors.UndefinedTable):
             call(conn, schema=schema)
 
@@ -500,6 +601,7 @@ def test_schema_is_only_ever_a_name(conn: Connection, schema: str) -> None:
     )
     count(conn, schema=schema, success=False)
     assert [0.0] == [row.success_rate for row in read(conn, schema=schema)]
+    assert [1, 0, 0] == [row.failure_count for row in add_up(conn, schema=schema)]
     assert [1.0] == [row.success_rate for row in read(conn)]
     assert [] == read(conn, schema="user_2")
 
@@ -511,11 +613,11 @@ def test_schema_is_only_ever_a_name(conn: Connection, schema: str) -> None:
 def test_any_row_factory(conn: Connection, row_factory: RowFactory[Any]) -> None:
     """Rows are `JobStats` whatever the connection's row factory, which stays."""
     count(conn)
-    expected = read(conn)
+    expected = read(conn), add_up(conn)
     conn.row_factory = row_factory
     count(conn, schema="user_2")
 
-    assert expected == read(conn)
+    assert expected == (read(conn), add_up(conn))
     assert row_factory is conn.row_factory
 
 
@@ -525,7 +627,8 @@ def test_any_cursor_factory(conn: Connection, cursor_factory: type[psycopg.Curso
     conn.cursor_factory = cursor_factory
     count(conn, duration=ms(1500))
 
-    assert [1500] == [row.avg_duration_ms for row in read(conn, marketplace="ebay")]
+    assert [1500] == [row.avg_duration_ms for row in read(conn, marketplace="ebay", action_type_id=1)]
+    assert [1500, None, None] == [row.avg_duration_ms for row in add_up(conn)]
 
 
 def test_the_caller_rolls_back(conn: Connection) -> None:
