@@ -1,0 +1,135 @@
+"""What the statements read of a tenant that has ten years of rows, by EXPLAIN: indexes, rows and pages, never times."""
+
+import datetime
+import os
+import re
+from collections.abc import Iterator
+from typing import Any
+
+import psycopg
+import pytest
+from psycopg import sql
+from pytest_postgresql import factories
+
+from stats_lib import Marketplace, _queries
+from tests.deploy import connect
+from tests.tenants import Connection
+
+ACTION_TYPES, DAYS = 20, 3650
+KEY = "uq_marketplace_job_stats_action_marketplace_date"
+PAGES = 5  # what one look-up reads, at most: the levels of the index, the next leaf, a page of the table
+
+Query = tuple[sql.Composed, dict[str, Any]]
+Node = dict[str, Any]
+
+
+def _ten_years(*, host: str, port: int, user: str, dbname: str, password: str | None, **_: object) -> None:
+    """Have user_1 count every action type on every marketplace and day; all of it in the order of days."""
+    with psycopg.connect(host=host, port=port, user=user, dbname=dbname, password=password) as conn:
+        conn.execute("TRUNCATE user_1.marketplace_job_stats")
+        conn.execute(
+            """
+            INSERT INTO user_1.marketplace_job_stats
+                (date, action_type_id, marketplace, total_jobs, success_count, avg_duration_ms, created_at)
+            SELECT day, action_type_id, marketplace, 10, 10, 500, day::timestamp AT TIME ZONE 'UTC'
+            FROM
+                (SELECT (now() AT TIME ZONE 'UTC')::date - %s + n AS day FROM generate_series(1, %s) AS n) AS days,
+                generate_series(1, %s) AS action_type_id,
+                unnest(%s::text[]) AS marketplace
+            ORDER BY day
+            """,
+            [DAYS, DAYS, ACTION_TYPES, list(Marketplace)],
+        )
+        conn.execute("ANALYZE user_1.marketplace_job_stats")
+
+
+ten_years_template = factories.postgresql_noproc(
+    dbname=f"job_stats_{os.getpid()}_ten_years", depends_on="migrated_template", load=[_ten_years]
+)
+ten_years_clone = factories.postgresql("ten_years_template")
+
+
+@pytest.fixture(params=["force_custom_plan", "force_generic_plan"])
+def ten_years(ten_years_clone: Connection, request: pytest.FixtureRequest) -> Iterator[Connection]:
+    """A connection whose prepared statements are planned for each execution, or once for all."""
+    with connect(ten_years_clone, options=f"-c plan_cache_mode={request.param}") as conn:
+        yield conn
+
+
+def explain(conn: Connection, query: Query, **prepared_with: Any) -> list[Node]:
+    """Execute a statement that psycopg has prepared; return the nodes of its plan, the topmost first."""
+    statement, params = query
+    conn.execute(statement, params | prepared_with, prepare=True)
+    ((name,),) = conn.execute("SELECT name FROM pg_prepared_statements", prepare=False)
+    arguments = dict.fromkeys(re.findall(r"%\((\w+)\)s", statement.as_string()))
+    ((document,),) = conn.execute(
+        sql.SQL("EXPLAIN (ANALYZE, BUFFERS, TIMING OFF, FORMAT JSON) EXECUTE {} ({})").format(
+            sql.Identifier(name), sql.SQL(", ").join(params[argument] for argument in arguments)
+        ),
+        prepare=False,
+    )
+    nodes = [document[0]["Plan"]]
+    for node in nodes:
+        nodes.extend(node.get("Plans", []))
+    return nodes
+
+
+def scans(nodes: list[Node]) -> list[Node]:
+    """The nodes that read the table or an index of it."""
+    return [node for node in nodes if "Scan" in node["Node Type"] and {"Relation Name", "Index Name"} & node.keys()]
+
+
+def pages(nodes: list[Node]) -> int:
+    """How many pages are read, each as often as it is."""
+    return int(nodes[0]["Shared Hit Blocks"] + nodes[0]["Shared Read Blocks"])
+
+
+@pytest.mark.parametrize(("age", "found"), [(-1, 0), (1, 1)], ids=["insert", "update"])
+def test_update_job_stats(ten_years: Connection, age: int, found: int) -> None:
+    """A job's row is found by the unique key, in one look-up, whether or not it is there."""
+    query = _queries.update_job_stats(
+        schema="user_1",
+        action_type_id=7,
+        marketplace="ebay",
+        success=True,
+        duration=datetime.timedelta(seconds=1),
+        date=datetime.datetime.now(datetime.UTC).date() - datetime.timedelta(days=age),
+    )
+    nodes = explain(ten_years, query, action_type_id=ACTION_TYPES)
+
+    assert [[KEY]] == [node["Conflict Arbiter Indexes"] for node in nodes if "Conflict Arbiter Indexes" in node]
+    (scan,) = scans(nodes)
+    assert ("Index Scan", KEY, found) == (scan["Node Type"], scan["Index Name"], scan["Actual Rows"])
+    assert pages(nodes) <= 5 * PAGES  # the look-up, the new version of the row, an entry in each of three indexes
+
+
+@pytest.mark.parametrize("days", [1, 7, 30])
+@pytest.mark.parametrize(
+    ("action_type_id", "marketplace"), [(None, None), (None, "ebay"), (7, None), (7, "ebay")], ids=repr
+)
+def test_get_stats(ten_years: Connection, action_type_id: int | None, marketplace: str | None, days: int) -> None:
+    """Of ten years, only the rows of the days asked for are read, by the unique key."""
+    query = _queries.get_stats(schema="user_1", marketplace=marketplace, action_type_id=action_type_id, days=days)
+    nodes = explain(ten_years, query)
+
+    action_types = ACTION_TYPES if action_type_id is None else 1
+    marketplaces = len(Marketplace) if marketplace is None else 1
+    assert action_types * marketplaces * days == nodes[0]["Actual Rows"]
+    reads_only_what_it_needs(nodes, action_types, marketplaces, days)
+
+
+@pytest.mark.parametrize("days", [1, 7, 30])
+def test_get_summary(ten_years: Connection, days: int) -> None:
+    """Of ten years, only the rows of the days asked for are read, by the unique key."""
+    nodes = explain(ten_years, _queries.get_summary(schema="user_1", days=days))
+
+    assert len(Marketplace) == nodes[0]["Actual Rows"]
+    reads_only_what_it_needs(nodes, ACTION_TYPES, len(Marketplace), days)
+
+
+def reads_only_what_it_needs(nodes: list[Node], action_types: int, marketplaces: int, days: int) -> None:
+    """One look-up for each action type, and one more for each of its marketplaces; then row by row, skipping none."""
+    table = [node for node in scans(nodes) if node["Node Type"] != "Bitmap Heap Scan"]  # its index is below it
+    assert {KEY} == {node.get("Index Name") for node in table}
+    assert not any(node.get("Rows Removed by Filter") for node in scans(nodes))
+    assert pages(nodes) <= PAGES * action_types * (1 + marketplaces) + action_types * marketplaces * days
