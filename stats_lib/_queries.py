@@ -6,6 +6,7 @@ from importlib.resources import files
 from typing import Any
 
 from psycopg import sql
+from psycopg.types.numeric import Int4
 
 from stats_lib._types import JobStats, Marketplace, MarketplaceSummary
 
@@ -51,8 +52,8 @@ def get_stats(
     only = None if action_type_id is None else _action_type_id(action_type_id)
     return _GET_STATS.format(table=_table(schema)), {
         "marketplaces": list(Marketplace) if marketplace is None else [_marketplace(marketplace)],
-        "first_action_type_id": MIN_ACTION_TYPE_ID if only is None else only,
-        "last_action_type_id": MAX_ACTION_TYPE_ID if only is None else only,
+        "first_action_type_id": Int4(MIN_ACTION_TYPE_ID) if only is None else only,
+        "last_action_type_id": Int4(MAX_ACTION_TYPE_ID) if only is None else only,
         "days": _days(days),
     }
 
@@ -84,24 +85,27 @@ def _marketplace(marketplace: str) -> Marketplace:
     return Marketplace(marketplace)
 
 
-def _action_type_id(action_type_id: int) -> int:
+def _action_type_id(action_type_id: int) -> Int4:
     return _integer("action_type_id", action_type_id, MIN_ACTION_TYPE_ID, MAX_ACTION_TYPE_ID)
 
 
-def _days(days: int) -> int:
+def _days(days: int) -> Int4:
     return _integer("days", days, 1, MAX_DAYS)
 
 
-def _milliseconds(duration: datetime.timedelta) -> int:
+def _milliseconds(duration: datetime.timedelta) -> Int4:
     if not isinstance(duration, datetime.timedelta) or not datetime.timedelta(0) <= duration <= MAX_DURATION:
         raise _refusal("duration", duration, f"a datetime.timedelta from 0 to {MAX_DURATION}, or None")
-    return round(duration / datetime.timedelta(milliseconds=1))
+    return Int4(round(duration / datetime.timedelta(milliseconds=1)))
 
 
-def _integer(name: str, value: int, low: int, high: int) -> int:
+# Int4: psycopg would send a smaller type for a smaller value, and prepare the statement once more for each.
+
+
+def _integer(name: str, value: int, low: int, high: int) -> Int4:
     if not isinstance(value, int) or isinstance(value, bool) or not low <= value <= high:
         raise _refusal(name, value, f"an integer from {low} to {high}")
-    return value
+    return Int4(value)
 
 
 def _refusal(name: str, value: object, allowed: str) -> ValueError:
