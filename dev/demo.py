@@ -51,8 +51,8 @@ def main() -> None:
             show_statistics(conn)
             today = jobs_today(conn)
 
-            title("yoyo rollback: legacy rows again, which mix the marketplaces up")
-            print(run(server, *YOYO, "rollback"))
+            title("yoyo rollback --revision 0002: legacy rows again, which mix the marketplaces up")
+            print(run(server, *YOYO, "rollback", "--revision", "0002"))
             check_legacy(server, conn, definitions, legacy)
             mixed = conn.execute(f"SELECT total_jobs FROM {TENANT}.vinted_job_stats {TODAYS_LIKES}").fetchall()
             check(mixed == [(today["vinted", LIKE] + today["ebay", LIKE],)], "Vinted's and eBay's jobs are in one row")
@@ -136,18 +136,19 @@ def check_legacy(server: Server, conn: Connection, definitions: str, legacy: Row
 
 
 def read_rows(conn: Connection, table: str) -> Rows:
-    """Vinted's rows of every tenant that has such a table, without their marketplace."""
+    """Vinted's rows of every tenant that has such a table, in their legacy columns."""
     tenants = conn.execute(
         "SELECT nspname FROM pg_class JOIN pg_namespace AS n ON n.oid = relnamespace"
         " WHERE relname = %s AND relkind = 'r' AND (nspname = 'template_tenant' OR nspname ~ '^user_')",
         [table],
     ).fetchall()
     rows = sql.SQL("""
-        SELECT count(*), md5(string_agg((to_jsonb(t) - 'marketplace')::text, ' ' ORDER BY id))
+        SELECT count(*), md5(string_agg((to_jsonb(t) - %s::text[])::text, ' ' ORDER BY id))
         FROM {} AS t
         WHERE coalesce(to_jsonb(t) ->> 'marketplace', 'vinted') = 'vinted'
     """)
-    return {name: conn.execute(rows.format(sql.Identifier(name, table))).fetchall()[0] for (name,) in tenants}
+    new = [["marketplace", "untimed_jobs", "total_duration_ms"]]
+    return {name: conn.execute(rows.format(sql.Identifier(name, table)), new).fetchall()[0] for (name,) in tenants}
 
 
 def dump_definitions(server: Server) -> str:

@@ -6,20 +6,32 @@ from importlib.resources import files
 from typing import Any
 
 from psycopg import sql
-from psycopg.types.numeric import Int4
+from psycopg.types.numeric import Int4, Int8
 
 from stats_lib._types import JobStats, Marketplace, MarketplaceSummary
 
 MIN_ACTION_TYPE_ID, MAX_ACTION_TYPE_ID = -(2**31), 2**31 - 1  # what the column, an integer, can hold
 MAX_DAYS = 1_000_000  # within what PostgreSQL can subtract from today
-MAX_DURATION = datetime.timedelta(milliseconds=2**31 - 1)  # what `avg_duration_ms`, an integer, can hold
+MAX_DURATION = datetime.timedelta(milliseconds=2**32)  # of 2^31 - 1 jobs, as many as a row counts, the sum is a bigint
 MAX_SCHEMA_BYTES = 63  # a longer name would be truncated by PostgreSQL, perhaps to another tenant's
 
 _TEXT = re.compile(r"[^\0\ud800-\udfff]+")  # UTF-8 has no surrogates
-_UPDATE_JOB_STATS, _GET_STATS, _GET_SUMMARY = (
-    sql.SQL(files(__package__).joinpath(f"{name}.sql").read_text("utf-8"))
-    for name in ("update_job_stats", "get_stats", "get_summary")
-)
+
+
+def _statement(name: str) -> sql.SQL:
+    """Read a file, with add_to_row.sql in place of {job_added} and {excluded_added}; {table} is for each call.
+
+    Without comments and indentation, since psycopg parses what is longer than 4096 bytes anew at every call.
+    """
+    text, add = (files(__package__).joinpath(file).read_text("utf-8") for file in (name, "add_to_row.sql"))
+    for jobs in ("job", "excluded"):
+        text = text.replace(f"{{{jobs}_added}}", add.replace("{jobs}", jobs))
+    return sql.SQL(re.sub(r"(\s|--.*)+", " ", text).strip())  # type: ignore[arg-type]  # of files of ours only
+
+
+_UPDATE_JOB_STATS = _statement("update_job_stats.sql")
+_GET_STATS = _statement("get_stats.sql")
+_GET_SUMMARY = _statement("get_summary.sql")
 
 
 def update_job_stats(
@@ -93,13 +105,13 @@ def _days(days: int) -> Int4:
     return _integer("days", days, 1, MAX_DAYS)
 
 
-def _milliseconds(duration: datetime.timedelta) -> Int4:
+def _milliseconds(duration: datetime.timedelta) -> Int8:
     if not isinstance(duration, datetime.timedelta) or not datetime.timedelta(0) <= duration <= MAX_DURATION:
         raise _refusal("duration", duration, f"a datetime.timedelta from 0 to {MAX_DURATION}, or None")
-    return Int4(round(duration / datetime.timedelta(milliseconds=1)))
+    return Int8(round(duration / datetime.timedelta(milliseconds=1)))
 
 
-# Int4: psycopg would send a smaller type for a smaller value, and prepare the statement once more for each.
+# Int4, Int8: psycopg would send a smaller type for a smaller value, and prepare the statement once more for each.
 
 
 def _integer(name: str, value: int, low: int, high: int) -> Int4:

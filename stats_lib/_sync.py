@@ -32,13 +32,13 @@ def update_job_stats(
     - `action_type_id`: a 32-bit integer; the same id means another thing on another marketplace.
     - `marketplace`: a `Marketplace` or its value, in lower case.
     - `success`: True counts a success, False a failure.
-    - `duration`: 0 to 2^31 - 1 ms (about 24.8 days), rounded to the millisecond. None counts the job and leaves the
-      average as it is.
+    - `duration`: 0 to 2^32 ms (about 49.7 days), rounded to the millisecond. None counts the job and leaves the average
+      as it is.
     - `date`: the day to count the job on; None for today in UTC by the server's clock, as of the transaction's start.
 
-    `avg_duration_ms` is a running average, mean += (duration - mean) / total_jobs, rounded at each step. It is thus
-    approximate: a job whose duration is within total_jobs / 2 ms of the average no longer moves it, and a job without
-    a duration weighs as much as one of average duration.
+    `avg_duration_ms` becomes the mean of all durations of the row, computed from their sum and rounded half up; a mean
+    beyond 2^31 - 1 ms (about 24.8 days) is kept, and shown as that. Where code from before `marketplace_job_stats`
+    counts in the same row, the mean starts from the average that it left.
 
     Raises ValueError, before anything is sent, if an argument is none of the above; psycopg's errors pass through.
     """

@@ -39,7 +39,7 @@ class JobStats(_SuccessRate):
     success_count: int
     failure_count: int
     avg_duration_ms: int | None
-    """Running average, in milliseconds; None while no job of the row had a duration."""
+    """Mean of the durations, in whole milliseconds, at most 2^31 - 1; None while no job of the row had one."""
     created_at: datetime.datetime
     """When the row was inserted; always aware, in the time zone of the session that read it."""
 

@@ -1,6 +1,6 @@
 -- Adds up the last `days` calendar days, today (UTC) included and nothing later: one row for each of `marketplaces`.
 --
--- Why action_types and OFFSET 0: see get_stats.sql.
+-- Why action_types and OFFSET 0: see get_stats.sql. When a row's total_duration_ms is believed: see add_to_row.sql.
 WITH RECURSIVE action_types (id) AS (
     SELECT min(action_type_id)
     FROM {table}
@@ -19,19 +19,28 @@ CROSS JOIN LATERAL (
         coalesce(sum(total_jobs), 0) AS total_jobs,
         coalesce(sum(success_count), 0) AS success_count,
         coalesce(sum(failure_count), 0) AS failure_count,
-        -- Each row's average weighs as much as the row has jobs; NULL if no row that has an average has jobs.
-        round(
-            sum(avg_duration_ms::bigint * total_jobs)
-            / nullif(sum(total_jobs) FILTER (WHERE avg_duration_ms IS NOT NULL), 0)
-        )::integer AS avg_duration_ms
+        round(sum(total_duration_ms) / nullif(sum(timed_jobs), 0))::bigint AS avg_duration_ms -- NULL if no job was timed
     FROM action_types
     CROSS JOIN LATERAL (
         SELECT
             total_jobs,
             success_count,
             failure_count,
-            avg_duration_ms
+            old.timed_jobs,
+            CASE
+                WHEN old.timed_jobs = 0 THEN 0
+                WHEN avg_duration_ms = least((total_duration_ms + old.timed_jobs / 2) / old.timed_jobs, 2147483647)
+                    THEN total_duration_ms
+                ELSE avg_duration_ms::bigint * old.timed_jobs
+            END AS total_duration_ms
         FROM {table}
+        CROSS JOIN LATERAL (
+            SELECT CASE
+                WHEN avg_duration_ms IS NULL THEN 0
+                WHEN untimed_jobs < total_jobs THEN total_jobs - untimed_jobs
+                ELSE total_jobs
+            END AS timed_jobs
+        ) AS old
         WHERE action_type_id = action_types.id
             AND marketplace = marketplaces.marketplace
             AND date > (now() AT TIME ZONE 'UTC')::date - %(days)s::integer

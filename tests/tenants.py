@@ -14,6 +14,8 @@ Connection = psycopg.Connection[tuple[Any, ...]]
 
 UPGRADE = str(ROOT / "sql/migrations/0002.marketplace-job-stats.sql")
 DOWNGRADE = str(ROOT / "sql/migrations/0002.marketplace-job-stats.rollback.sql")
+EXACT = str(ROOT / "sql/migrations/0003.exact-averages.sql")
+UNEXACT = str(ROOT / "sql/migrations/0003.exact-averages.rollback.sql")
 VERIFY = str(ROOT / "sql/migrations/post-apply.verify.sql")
 
 

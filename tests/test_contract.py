@@ -6,7 +6,7 @@ from psycopg import sql
 
 from stats_lib import Marketplace, get_stats, update_job_stats
 from tests.deploy import ROOT, psql, schema_dump, yoyo
-from tests.tenants import DOWNGRADE, UPGRADE, VERIFY, Connection, clone, column, ok, rows, states, tenants
+from tests.tenants import DOWNGRADE, EXACT, UPGRADE, VERIFY, Connection, clone, column, ok, rows, states, tenants
 
 CONTRACT = str(ROOT / "sql/contract/0900.drop-legacy-view.sql")
 BOTH = ["sql/migrations", "sql/contract"]  # what it depends on must be given, too
@@ -111,7 +111,7 @@ def test_contracted_tenants_can_be_rolled_back_to_legacy(legacy: Connection) -> 
 
 
 def test_a_straggler_among_contracted_tenants(legacy: Connection) -> None:
-    """A legacy tenant restored from a backup: verify tells, the two files sweep it, and touch no other."""
+    """A legacy tenant restored from a backup: verify tells, the three files sweep it, and touch no other."""
     ok(yoyo(legacy, "apply", *BOTH))
     before = definitions(legacy)
     clone(legacy, "user_restored", "users.vinted_job_stats")
@@ -119,6 +119,7 @@ def test_a_straggler_among_contracted_tenants(legacy: Connection) -> None:
     assert told.returncode != 0
     assert "user_restored: is legacy" in told.stderr
     ok(psql(legacy, "-f", UPGRADE))
+    ok(psql(legacy, "-f", EXACT))
     assert states(legacy)["user_restored"] == "migrated"
     ok(psql(legacy, "-f", CONTRACT))
     assert states(legacy)["user_restored"] == "contracted"

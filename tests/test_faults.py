@@ -27,7 +27,8 @@ from tests.faults import (
 )
 from tests.tenants import Connection, column, ok, states, tenants, wait_until
 
-TOOLKIT, BOTH = ["0001.tenant-toolkit"], ["0001.tenant-toolkit", "0002.marketplace-job-stats"]
+TOOLKIT = ["0001.tenant-toolkit"]
+ALL = [*TOOLKIT, "0002.marketplace-job-stats", "0003.exact-averages"]
 
 
 # Databases to clone: legacy tenants and the toolkit; the same, upgraded.
@@ -45,7 +46,7 @@ def server_to_crash(_no_libpq_variables: None) -> Iterator[Server]:
                 ok(yoyo(toolkit, "apply", "--revision", "0001"))
             conn.execute("CREATE DATABASE upgraded TEMPLATE toolkit")
             with psycopg.connect(server.url("upgraded")) as upgraded:
-                ok(yoyo(upgraded, "apply"))
+                ok(yoyo(upgraded, "apply", "--revision", "0002"))
         yield server
 
 
@@ -70,7 +71,7 @@ def toolkit(server_to_crash: Server) -> Iterator[Connection]:
 
 @pytest.fixture
 def upgraded(server_to_crash: Server) -> Iterator[Connection]:
-    """A connection to the database of `dev/legacy.sql` after `yoyo apply`."""
+    """A connection to the database of `dev/legacy.sql` after `yoyo apply --revision 0002`."""
     with clone_of(server_to_crash, "upgraded") as conn:
         yield conn
 
@@ -166,7 +167,7 @@ def dies_and_is_repeated(
         ok(yoyo(conn, command))
         assert set(whole(conn).values()) == {target}
         assert jobs(conn) == counted
-        assert marks(conn) == (TOOLKIT if command == "rollback" else BOTH)
+        assert marks(conn) == (TOOLKIT if command == "rollback" else ALL)
 
 
 @pytest.mark.parametrize(
@@ -215,7 +216,7 @@ def test_the_server_goes_on_when_yoyo_is_killed(toolkit: Connection) -> None:
         assert marks(toolkit) == TOOLKIT
     assert set(whole(toolkit).values()) == {"migrated"}
     assert "\n 0    | 20 " in ok(yoyo(toolkit, "apply"))
-    assert marks(toolkit) == BOTH
+    assert marks(toolkit) == ALL
 
 
 def test_yoyo_loses_its_idle_connection(toolkit: Connection) -> None:
@@ -228,7 +229,7 @@ def test_yoyo_loses_its_idle_connection(toolkit: Connection) -> None:
     assert marks(toolkit) == TOOLKIT
     break_lock_if(True, toolkit)
     assert "\n 0    | 20 " in ok(yoyo(toolkit, "apply"))
-    assert marks(toolkit) == BOTH
+    assert marks(toolkit) == ALL
 
 
 def test_a_second_yoyo(toolkit: Connection) -> None:
@@ -270,7 +271,7 @@ def test_a_role_without_rights_on_some_tenants(legacy: Connection) -> None:
         hand_over(refused)
         assert "\n 2    | 18 " in ok(yoyo(migrator, "apply"))
     assert set(whole(legacy).values()) == {"migrated"}
-    assert marks(legacy) == BOTH
+    assert marks(legacy) == ALL
 
 
 def test_a_full_disk(server_to_crash: Server) -> None:

@@ -23,7 +23,7 @@ from yoyo.migrations import read_sql_migration
 
 from stats_lib import Marketplace, update_job_stats
 from tests.deploy import yoyo
-from tests.tenants import DOWNGRADE, UPGRADE, Connection, ok
+from tests.tenants import DOWNGRADE, EXACT, UPGRADE, Connection, ok
 
 TENANTS = st.sampled_from(["user_1", "user_2"])
 ACTIONS = st.sampled_from([1, 2])
@@ -121,8 +121,9 @@ class Platform(RuleBasedStateMachine):
         before = self.rows()
         if self.migrated:
             self.ids = self.ids_of_other_marketplaces()
-        for statement in read_sql_migration(DOWNGRADE if self.migrated else UPGRADE)[2]:
-            self.conn.execute(statement)
+        for file in [DOWNGRADE] if self.migrated else [UPGRADE, EXACT]:
+            for statement in read_sql_migration(file)[2]:
+                self.conn.execute(statement)
         self.migrated = not self.migrated
 
         if self.migrated:

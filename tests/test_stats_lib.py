@@ -21,7 +21,7 @@ from tests.deploy import connect
 
 # A day that is over: no test can see the date change under it.
 DAY = datetime.datetime.now(datetime.UTC).date() - datetime.timedelta(days=1)
-MAX_DURATION = datetime.timedelta(milliseconds=2**31 - 1)
+MAX_DURATION = datetime.timedelta(milliseconds=2**32)
 
 count = partial(update_job_stats, schema="user_1", action_type_id=1, marketplace="ebay", success=True, date=DAY)
 read = partial(get_stats, schema="user_1")
@@ -153,7 +153,7 @@ def waiting(conn: Connection, blocker: Connection, **job: Any) -> Iterator[None]
 
 @pytest.mark.parametrize(
     ("first", "second", "expected"),
-    [(None, None, None), (ms(100), None, 100), (None, ms(100), 100), (ms(100), ms(400), 250), (ms(100), ms(99), 99)],
+    [(None, None, None), (ms(100), None, 100), (None, ms(100), 100), (ms(100), ms(400), 250), (ms(100), ms(99), 100)],
 )
 def test_two_first_jobs(
     conn: Connection,
@@ -252,21 +252,21 @@ def test_the_key_finds_the_row(conn: Connection, plan: str) -> None:
         ([None, None], None),
         ([None, ms(100)], 100),
         ([ms(100), None], 100),
-        ([ms(100), None, ms(400)], 200),
+        ([ms(100), None, ms(400)], 250),
         ([ms(100), ms(200)], 150),
         ([ms(200), ms(100)], 150),
         ([ms(100), ms(101), ms(102)], 101),
-        ([ms(100), ms(99)], 99),
+        ([ms(100), ms(99)], 100),
         ([ms(0)], 0),
         ([ms(0.4)], 0),
         ([ms(1.6)], 2),
-        ([ms(0), MAX_DURATION], 2**30),
+        ([ms(0), MAX_DURATION, ms(0)], 1431655765),
         ([MAX_DURATION, MAX_DURATION, MAX_DURATION], 2**31 - 1),
     ],
     ids=str,
 )
 def test_average(conn: Connection, durations: list[datetime.timedelta | None], expected: int | None) -> None:
-    """The average runs over the jobs so far, rounded; a job without a duration leaves it as it is."""
+    """The average is that of the jobs with a duration, rounded half up; other jobs leave it as it is."""
     for duration in durations:
         count(conn, duration=duration)
 
@@ -274,9 +274,9 @@ def test_average(conn: Connection, durations: list[datetime.timedelta | None], e
 
 
 def test_average_does_not_overflow(conn: Connection) -> None:
-    """The longest average of the most jobs that the columns can hold is still computed."""
+    """The longest average of the most jobs that old code's columns can hold is still computed."""
     count(conn, duration=MAX_DURATION)
-    conn.execute("UPDATE user_1.marketplace_job_stats SET total_jobs = 2147483646")
+    conn.execute("UPDATE user_1.marketplace_job_stats SET total_jobs = 2147483646, total_duration_ms = NULL")
     count(conn, duration=ms(0))
 
     (row,) = read(conn)
@@ -533,7 +533,7 @@ def test_bad_argument(conn: Connection, call: Callable[..., object], argument: s
             count,
             "duration",
             5,
-            "duration must be a datetime.timedelta from 0 to 24 days, 20:31:23.647000, or None; got 5",
+            "duration must be a datetime.timedelta from 0 to 49 days, 17:02:47.296000, or None; got 5",
         ),
         (count, "date", "", "date must be a datetime.date without a time, or None for today in UTC; got ''"),
         (read, "days", 0, "days must be an integer from 1 to 1000000; got 0"),

@@ -491,10 +491,11 @@ AS $procedure$
 DECLARE
     tenant constant regnamespace := (SELECT relnamespace FROM pg_class WHERE oid = target);
     owner constant regrole := (SELECT relowner FROM pg_class WHERE oid = target);
+    later constant name[] := '{marketplace, untimed_jobs, total_duration_ms}'; -- columns that old code does not know
     columns constant text := (
         SELECT string_agg(quote_ident(attname), ', ' ORDER BY attnum)
         FROM pg_attribute
-        WHERE attrelid = target AND attnum > 0 AND NOT attisdropped AND attname <> 'marketplace'
+        WHERE attrelid = target AND attnum > 0 AND NOT attisdropped AND attname <> ALL (later)
     );
     -- An invoker must be able to read every column of the view, whichever are asked for. Who may read some only would be
     -- refused: for them the owner reads, and the view's grants decide; but never past row-level security.
@@ -534,7 +535,7 @@ BEGIN
             SELECT c.attname, a.*
             FROM pg_attribute AS c
             CROSS JOIN aclexplode(c.attacl) AS a
-            WHERE c.attrelid = target AND NOT c.attisdropped AND c.attname <> 'marketplace'
+            WHERE c.attrelid = target AND NOT c.attisdropped AND c.attname <> ALL (later)
         ) AS g
     LOOP
         EXECUTE permission;
@@ -794,10 +795,19 @@ checked AS MATERIALIZED (
                 'check of marketplace: ebay, etsy, vinted',
                 'unique key on (action_type_id, marketplace, date)',
                 'index on (marketplace, created_at)'
-            ]) AS f (fact)
+            ] || CASE WHEN has_0003 THEN ARRAY[
+                'column untimed_jobs integer',
+                'column total_duration_ms bigint'
+            ] END) AS f (fact)
             WHERE f.fact <> ALL (t.new_facts)
         ) AS lacking
     FROM tenant_tables AS t
+    CROSS JOIN (
+        -- The template goes first: what it has, every migrated tenant should have.
+        SELECT coalesce(bool_or('column untimed_jobs integer' = ANY (new_facts)), false) AS has_0003
+        FROM tenant_tables
+        WHERE schema_name = 'template_tenant'
+    ) AS template
 ),
 
 judged AS (
@@ -865,7 +875,7 @@ BEGIN
         RAISE EXCEPTION '% of % tenants are not as they should be', cardinality(problems), verified
         USING
             DETAIL = array_to_string(problems[1:50] || CASE WHEN cardinality(problems) > 50 THEN '...' END, E'\n'),
-            HINT = 'All: SELECT * FROM job_stats.tenant_status. For legacy ones: psql -f 0002.marketplace-job-stats.sql.';
+            HINT = 'All: SELECT * FROM job_stats.tenant_status. For stragglers: psql -f each migration, from 0002 on.';
     END IF;
 END
 $procedure$;

@@ -19,7 +19,10 @@ CALL job_stats.for_each_tenant(
         CALL job_stats.fold_marketplaces();
 
         -- With the column go its check, its unique key and its index, whatever they are called.
-        ALTER TABLE marketplace_job_stats DROP COLUMN marketplace;
+        ALTER TABLE marketplace_job_stats
+            DROP COLUMN marketplace,
+            DROP COLUMN IF EXISTS untimed_jobs, -- 0003's, if that has not been rolled back
+            DROP COLUMN IF EXISTS total_duration_ms;
 
         CALL job_stats.restore_dropped(
             '0002.marketplace-job-stats',

@@ -1,0 +1,24 @@
+-- Every tenant: the sum of the durations goes; avg_duration_ms stays, as exact as it is then. Locks as above.
+--
+-- Stop code that writes the columns first.
+
+SET statement_timeout = 0; -- a role's timeout would count for the whole CALL
+
+CALL job_stats.for_each_tenant(
+    migration => '0003.exact-averages.rollback',
+    pending => $$
+        SELECT c.relnamespace
+        FROM pg_catalog.pg_class AS c
+        INNER JOIN pg_catalog.pg_attribute AS a ON c.oid = a.attrelid
+        WHERE c.relname = 'marketplace_job_stats' AND c.relkind = 'r' AND a.attname = 'untimed_jobs'
+    $$,
+    lock_timeout_ms => 100,
+    attempts => 9,
+    run => $tenant$
+        ALTER TABLE marketplace_job_stats
+            DROP COLUMN total_duration_ms,
+            DROP COLUMN untimed_jobs;
+    $tenant$
+);
+
+RESET statement_timeout;

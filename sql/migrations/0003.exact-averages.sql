@@ -1,0 +1,36 @@
+-- Every tenant: marketplace_job_stats gets what an exact avg_duration_ms needs, the sum of the durations.
+--
+-- A running average of whole milliseconds drifts (legacy code truncates it at each job) or freezes (rounded, 1,000 jobs
+-- do not follow a shift of less than half a second). With the sum, stats_lib keeps it equal to the rounded true mean.
+-- Both columns are NULL until stats_lib counts the row's next job, which starts from the row's average and counts; no
+-- existing column changes, and the legacy view does not show them. How old code's changes are noticed is told in
+-- stats_lib/update_job_stats.sql.
+--
+-- Locks, per tenant: its table, ACCESS EXCLUSIVE, for a change of the catalog: no row is read or written. Attempt n
+-- waits n * 100 ms for it at most. Undone by the rollback file, which leaves the average as it is.
+--
+-- depends: 0002.marketplace-job-stats
+-- transactional: false
+
+SET statement_timeout = 0; -- a role's timeout would count for the whole CALL
+
+CALL job_stats.for_each_tenant(
+    migration => '0003.exact-averages',
+    pending => $$
+        SELECT c.relnamespace
+        FROM pg_catalog.pg_class AS c
+        INNER JOIN pg_catalog.pg_attribute AS a ON c.oid = a.attrelid
+        WHERE c.relname = 'marketplace_job_stats' AND c.relkind = 'r'
+        GROUP BY c.oid, c.relnamespace
+        HAVING 'marketplace' = ANY (array_agg(a.attname)) AND 'untimed_jobs' <> ALL (array_agg(a.attname))
+    $$,
+    lock_timeout_ms => 100,
+    attempts => 9,
+    run => $tenant$
+        ALTER TABLE marketplace_job_stats
+            ADD COLUMN untimed_jobs integer, -- how many of total_jobs have no duration
+            ADD COLUMN total_duration_ms bigint; -- of all others
+    $tenant$
+);
+
+RESET statement_timeout;
