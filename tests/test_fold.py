@@ -297,3 +297,44 @@ def test_what_is_counted_while_the_rollback_waits_is_folded_too(migrated: Connec
     assert [row[2] for row in folded(migrated, "user_index_key")] == [6]
     upgrade(migrated)
     assert split(migrated, "user_index_key") == {(1, "ebay"): (6, 5, 0, None)}
+
+
+def test_ids_that_are_not_unique_lose_no_row(migrated: Connection) -> None:
+    """A tenant without a primary key may have an id twice: folding tells rows by their unique key."""
+    migrated.execute(
+        """
+        ALTER TABLE user_1.marketplace_job_stats DROP CONSTRAINT marketplace_job_stats_pkey;
+        INSERT INTO user_1.marketplace_job_stats (id, action_type_id, marketplace, date, total_jobs)
+        VALUES
+            (7000, 91, 'vinted', '2020-01-01', 111),
+            (1, 92, 'vinted', '2020-01-01', 9),
+            (7000, 92, 'ebay', '2020-01-01', 5)
+        """
+    )
+    stats = "SELECT action_type_id, marketplace, total_jobs FROM user_1.marketplace_job_stats WHERE date = '2020-01-01'"
+    before = sorted(migrated.execute(stats.encode()).fetchall())
+    downgrade(migrated)
+    folded = "SELECT action_type_id, total_jobs FROM user_1.vinted_job_stats WHERE date = '2020-01-01' ORDER BY 1"
+    assert migrated.execute(folded.encode()).fetchall() == [(91, 111), (92, 14)]
+    upgrade(migrated)
+    assert sorted(migrated.execute(stats.encode()).fetchall()) == before
+
+
+def test_published_archives_and_default_privileges(migrated: Connection) -> None:
+    """Neither a publication for all tables nor default privileges get in the way of an archive, or into it."""
+    migrated.execute("CREATE ROLE legacy_nosy")
+    migrated.execute("CREATE PUBLICATION everything FOR ALL TABLES")
+    migrated.execute("ALTER DEFAULT PRIVILEGES GRANT SELECT ON TABLES TO legacy_nosy")
+    count(migrated, "user_owner", 1, "ebay", 5)
+    before = split(migrated, "user_owner")
+    downgrade(migrated)
+    archive = """
+        SELECT relowner::regrole::text, has_table_privilege('legacy_nosy', oid, 'SELECT')
+        FROM pg_class WHERE oid = 'user_owner.marketplace_job_stats_archive'::regclass
+    """
+    assert migrated.execute(archive).fetchall() == [("legacy_owner", False)]
+    upgrade(migrated)
+    assert split(migrated, "user_owner") == before
+    readable = "SELECT has_table_privilege('legacy_nosy', 'user_owner.vinted_job_stats', 'SELECT')"
+    assert migrated.execute(readable.encode()).fetchall() == [(False,)]
+    migrated.execute("ALTER DEFAULT PRIVILEGES REVOKE SELECT ON TABLES FROM legacy_nosy")

@@ -350,6 +350,40 @@ def test_the_journal_tells_what_was_done(legacy: Connection) -> None:
     assert "ADD CONSTRAINT uq_user_schema_key_job_stats_action_date UNIQUE" in journal["user_schema_key"][4]
 
 
+def test_a_primary_key_on_action_and_day_is_refused(legacy: Connection) -> None:
+    """A tenant whose primary key admits one marketplace a day is refused by name; a partial unique index just goes."""
+    legacy.execute(
+        """
+        ALTER TABLE user_1.vinted_job_stats
+            DROP CONSTRAINT vinted_job_stats_pkey,
+            ADD PRIMARY KEY (action_type_id, date);
+        CREATE UNIQUE INDEX partly ON user_2.vinted_job_stats (action_type_id, date) WHERE total_jobs > 0;
+        """
+    )
+    before = schema_dump(legacy, "user_2")
+    failed = yoyo(legacy, "apply")
+    assert "user_1: user_1.vinted_job_stats_pkey is the primary key" in failed.stderr
+    assert states(legacy)["user_1"] == "legacy"
+    assert states(legacy)["user_2"] == "migrated"
+    assert column(legacy, "SELECT to_regclass('user_2.partly')") == [None]
+    ok(psql(legacy, "-f", DOWNGRADE))
+    assert schema_dump(legacy, "user_2") == before
+
+
+def test_inheritance_children_are_migrated(legacy: Connection) -> None:
+    """A table that inherits from a report over all tenants goes up and down like any other."""
+    legacy.execute("CREATE TABLE report (LIKE user_1.vinted_job_stats INCLUDING DEFAULTS)")
+    legacy.execute("ALTER TABLE report ADD CONSTRAINT ck_vinted_job_stats_total CHECK (total_jobs >= 0)")
+    legacy.execute(
+        "ALTER TABLE user_1.vinted_job_stats ADD CONSTRAINT ck_vinted_job_stats_total CHECK (total_jobs >= 0)"
+    )
+    legacy.execute("ALTER TABLE user_1.vinted_job_stats INHERIT report")
+    before = schema_dump(legacy, "user_1")
+    ok(yoyo(legacy, "apply"))
+    ok(yoyo(legacy, "rollback", "--all"))
+    assert schema_dump(legacy, "user_1") == before
+
+
 def test_the_replica_identity_is_not_dropped(legacy: Connection) -> None:
     """A tenant whose old key is its replica identity is refused: without one, replicated updates would fail."""
     legacy.execute(

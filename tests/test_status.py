@@ -55,7 +55,7 @@ DRIFTS = {
     "ALTER TABLE user_1.marketplace_job_stats ALTER success_count DROP NOT NULL": (
         "no column success_count integer NOT NULL"
     ),
-    "ALTER TABLE user_1.marketplace_job_stats ALTER total_jobs DROP DEFAULT": "no default of total_jobs 0",
+    "ALTER TABLE user_1.marketplace_job_stats ALTER total_jobs DROP DEFAULT": "no default of total_jobs",
     """
     DROP VIEW user_1.vinted_job_stats;
     ALTER TABLE user_1.marketplace_job_stats ALTER avg_duration_ms TYPE bigint;

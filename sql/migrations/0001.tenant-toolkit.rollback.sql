@@ -22,6 +22,7 @@ DROP FUNCTION job_stats.facts;
 DROP PROCEDURE job_stats.unfold_marketplaces;
 DROP PROCEDURE job_stats.fold_marketplaces;
 DROP PROCEDURE job_stats.create_legacy_view;
+DROP PROCEDURE job_stats.hand_over;
 DROP PROCEDURE job_stats.rename_parts;
 DROP PROCEDURE job_stats.restore_dropped;
 DROP PROCEDURE job_stats.add_foreign_key;

@@ -194,7 +194,7 @@ BEGIN
     INSERT INTO job_stats.runs AS r (migration, pid, to_do)
     VALUES (migration, pg_backend_pid(), coalesce(cardinality(queue), 0))
     RETURNING r.id INTO this_run;
-    already_done := count(*) - coalesce(cardinality(queue), 0)
+    already_done := greatest(count(*) - coalesce(cardinality(queue), 0), 0)
         FROM job_stats.tenants AS t
         WHERE t.schema_name ~ pattern AND EXISTS (
             SELECT FROM pg_catalog.pg_class AS c
@@ -329,7 +329,10 @@ BEGIN
     FOR key IN
         SELECT
             i.indexrelid::regclass AS index_name,
-            i.indisreplident,
+            CASE
+                WHEN i.indisprimary THEN 'the primary key'
+                WHEN i.indisreplident THEN 'the replica identity'
+            END AS other_use,
             CASE
                 WHEN c.oid IS NULL THEN format('DROP INDEX %s', i.indexrelid::regclass)
                 ELSE format('ALTER TABLE %s DROP CONSTRAINT %I', target, c.conname)
@@ -355,8 +358,6 @@ BEGIN
         WHERE
             i.indrelid = target
             AND i.indisunique
-            AND NOT i.indisprimary
-            AND i.indpred IS NULL
             AND i.indexprs IS NULL
             AND i.indnkeyatts = cardinality(columns)
             AND columns @> (
@@ -366,8 +367,8 @@ BEGIN
             )
         ORDER BY x.relname
     LOOP
-        IF key.indisreplident THEN
-            RAISE EXCEPTION '% is the replica identity: give the table another one first', key.index_name;
+        IF key.other_use <> '' THEN
+            RAISE EXCEPTION '% is %: give the table another one first', key.index_name, key.other_use;
         END IF;
         CALL job_stats.drop_and_remember(key.drop_it, key.undo);
     END LOOP;
@@ -433,7 +434,7 @@ END
 $procedure$;
 
 -- Renames what still carries a table's former name: its indexes (and so their constraints), the sequences it owns, its
--- other constraints. A name that would grow beyond 63 bytes stays.
+-- other constraints. A name that would grow beyond 63 bytes stays, and that of a sequence that is in use.
 CREATE PROCEDURE job_stats.rename_parts(former_name name, target regclass)
 LANGUAGE plpgsql
 SET search_path = pg_catalog
@@ -468,19 +469,44 @@ BEGIN
             WHERE
                 c.conrelid = target
                 AND c.contype IN ('c', 'f', 'n')
+                AND c.coninhcount = 0
                 AND NOT EXISTS (SELECT FROM pg_extension WHERE extname = 'citus') -- which refuses that
         ) AS p
         WHERE position(former_name IN p.old_name) > 0
     LOOP
-        IF octet_length(part.new_name) < 64 THEN
+        CONTINUE WHEN octet_length(part.new_name) > 63;
+        BEGIN
             EXECUTE part.change || ' ' || quote_ident(part.new_name);
-        END IF;
+        EXCEPTION
+            WHEN lock_not_available THEN NULL; -- the sequence: an open transaction, of any clone, has drawn from it
+        END;
     END LOOP;
 END
 $procedure$;
 
 
 ---- Job statistics: the legacy view, folding and unfolding ----
+
+-- Gives a new relation the owner of the table it stems from, and takes back what default privileges have granted.
+CREATE PROCEDURE job_stats.hand_over(relation regclass, origin regclass)
+LANGUAGE plpgsql
+SET search_path = pg_catalog
+AS $procedure$
+DECLARE
+    owner constant regrole := (SELECT relowner FROM pg_class WHERE oid = origin);
+    receiver text;
+BEGIN
+    EXECUTE format('ALTER TABLE %s OWNER TO %s', relation, owner);
+    FOR receiver IN
+        SELECT DISTINCT CASE a.grantee WHEN 0 THEN 'PUBLIC' ELSE a.grantee::regrole::text END
+        FROM pg_class AS c
+        CROSS JOIN aclexplode(c.relacl) AS a
+        WHERE c.oid = relation AND a.grantee <> owner
+    LOOP
+        EXECUTE format('REVOKE ALL ON %s FROM %s', relation, receiver);
+    END LOOP;
+END
+$procedure$;
 
 -- Shows target's Vinted rows under the legacy name and in the legacy columns, for old code to read and write as before,
 -- with the table's owner and grants. Not in the template: CREATE TABLE ... LIKE a view would copy no keys.
@@ -518,7 +544,7 @@ BEGIN
         SELECT %s FROM %s WHERE marketplace = ''vinted'' WITH CASCADED CHECK OPTION',
         tenant, security_invoker::text, columns, target
     );
-    EXECUTE format('ALTER VIEW %s.vinted_job_stats OWNER TO %s', tenant, owner);
+    CALL job_stats.hand_over(format('%s.vinted_job_stats', tenant), target);
     FOR permission IN
         SELECT format(
             'GRANT %s%s ON %s.vinted_job_stats TO %s%s',
@@ -570,11 +596,14 @@ BEGIN
         SELECT o.action_type_id, o.date FROM marketplace_job_stats AS o WHERE o.marketplace <> 'vinted'
     )
     WINDOW days AS (PARTITION BY s.action_type_id, s.date);
+    ALTER TABLE marketplace_job_stats_archive REPLICA IDENTITY FULL; -- it may be published: FOR ALL TABLES
+    CALL job_stats.hand_over('marketplace_job_stats_archive', 'marketplace_job_stats');
 
     -- A row elsewhere that refers to one that is folded makes the DELETE fail, unless its foreign key changes it instead.
     IF EXISTS (
-        SELECT FROM pg_catalog.pg_constraint AS c
-        WHERE c.confrelid = to_regclass('marketplace_job_stats') AND c.confdeltype NOT IN ('a', 'r')
+        SELECT FROM pg_catalog.pg_trigger AS t -- which has an index by table, and pg_constraint none by confrelid
+        INNER JOIN pg_catalog.pg_constraint AS c ON t.tgconstraint = c.oid AND t.tgrelid = c.confrelid
+        WHERE t.tgrelid = (SELECT to_regclass('marketplace_job_stats')) AND c.confdeltype NOT IN ('a', 'r')
     ) AND EXISTS (SELECT FROM marketplace_job_stats_archive AS a WHERE a.id <> a.folded_id) THEN
         RAISE EXCEPTION 'a foreign key with an ON DELETE action would change what refers to folded rows'
         USING DETAIL = '(Make it ON DELETE NO ACTION until the rollback is done.)';
@@ -582,7 +611,7 @@ BEGIN
 
     DELETE FROM marketplace_job_stats AS s
     USING marketplace_job_stats_archive AS a
-    WHERE s.id = a.id AND a.id <> a.folded_id;
+    WHERE (s.action_type_id, s.marketplace, s.date) = (a.action_type_id, a.marketplace, a.date) AND a.id <> a.folded_id;
 
     UPDATE marketplace_job_stats AS s
     SET
@@ -592,7 +621,7 @@ BEGIN
         failure_count = a.folded_failure_count,
         avg_duration_ms = a.folded_avg_duration_ms
     FROM marketplace_job_stats_archive AS a
-    WHERE s.id = a.id;
+    WHERE (s.action_type_id, s.marketplace, s.date) = (a.action_type_id, a.marketplace, a.date) AND a.id = a.folded_id;
 
     SET CONSTRAINTS ALL IMMEDIATE; -- ALTER TABLE refuses while deferred checks are pending
 END
@@ -604,14 +633,14 @@ CREATE PROCEDURE job_stats.unfold_marketplaces()
 LANGUAGE plpgsql
 AS $procedure$
 DECLARE
-    lost text;
+    lost text[];
     columns text;
 BEGIN
     IF to_regclass('marketplace_job_stats_archive') IS NULL THEN
         RETURN;
     END IF;
 
-    SELECT string_agg(DISTINCT format('action type %s on %s', a.action_type_id, a.date), ', ') INTO lost
+    SELECT array_agg(DISTINCT format('action type %s on %s', a.action_type_id, a.date)) INTO lost
     FROM marketplace_job_stats_archive AS a
     LEFT JOIN marketplace_job_stats AS s
         ON a.folded_id = s.id AND a.action_type_id = s.action_type_id AND a.date = s.date
@@ -620,8 +649,9 @@ BEGIN
         AND s.success_count >= a.folded_success_count
         AND s.failure_count >= a.folded_failure_count
     ) IS NOT TRUE;
-    IF lost <> '' THEN
-        RAISE EXCEPTION 'the archived split cannot be restored: legacy code has deleted or lowered %', lost
+    IF lost <> '{}' THEN
+        RAISE EXCEPTION 'the archived split cannot be restored: legacy code has deleted or lowered %',
+            array_to_string(lost[1:5] || CASE WHEN cardinality(lost) > 5 THEN format('... (%s)', cardinality(lost)) END, ', ')
         USING DETAIL = '(Repair these rows of vinted_job_stats, or delete theirs from marketplace_job_stats_archive.)';
     END IF;
 
@@ -639,7 +669,7 @@ BEGIN
             )
         END
     FROM marketplace_job_stats AS s
-    WHERE s.id = a.folded_id;
+    WHERE (s.action_type_id, s.date) = (a.action_type_id, a.date);
 
     UPDATE marketplace_job_stats AS s
     SET
@@ -649,7 +679,7 @@ BEGIN
         failure_count = a.failure_count,
         avg_duration_ms = a.avg_duration_ms
     FROM marketplace_job_stats_archive AS a
-    WHERE s.id = a.id;
+    WHERE (s.action_type_id, s.date) = (a.action_type_id, a.date) AND a.id = a.folded_id;
 
     SELECT string_agg(quote_ident(t.attname), ', ') INTO columns
     FROM pg_catalog.pg_attribute AS t
@@ -702,6 +732,7 @@ CREATE FUNCTION job_stats.facts(target oid)
 RETURNS SETOF text
 LANGUAGE sql
 STABLE
+SET quote_all_identifiers = off
 BEGIN ATOMIC
     SELECT concat_ws(
         ' ', 'column', a.attname, format_type(a.atttypid, a.atttypmod), CASE WHEN a.attnotnull THEN 'NOT NULL' END
@@ -709,7 +740,9 @@ BEGIN ATOMIC
     FROM pg_catalog.pg_attribute AS a
     WHERE a.attrelid = target AND a.attnum > 0
     UNION ALL
-    SELECT concat_ws(' ', 'default of', a.attname, CASE WHEN a.attname <> 'id' THEN pg_get_expr(d.adbin, d.adrelid) END)
+    SELECT concat_ws(
+        ' ', 'default of', a.attname, CASE WHEN a.attname = 'marketplace' THEN pg_get_expr(d.adbin, d.adrelid) END
+    )
     FROM pg_catalog.pg_attribute AS a
     LEFT JOIN pg_catalog.pg_attrdef AS d ON a.attrelid = d.adrelid AND a.attnum = d.adnum
     WHERE a.attrelid = target AND (d.oid IS NOT NULL OR a.attidentity <> '')
@@ -788,10 +821,10 @@ checked AS MATERIALIZED (
                 'column created_at timestamp with time zone NOT NULL',
                 'column marketplace character varying(20) NOT NULL',
                 'default of id',
-                'default of total_jobs 0',
-                'default of success_count 0',
-                'default of failure_count 0',
-                'default of created_at now()',
+                'default of total_jobs',
+                'default of success_count',
+                'default of failure_count',
+                'default of created_at',
                 'check of marketplace: ebay, etsy, vinted',
                 'unique key on (action_type_id, marketplace, date)',
                 'index on (marketplace, created_at)'

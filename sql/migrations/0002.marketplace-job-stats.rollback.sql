@@ -8,7 +8,10 @@ SET statement_timeout = 0; -- a role's timeout would count for the whole CALL
 CALL job_stats.for_each_tenant(
     migration => '0002.marketplace-job-stats.rollback',
     pending => $$
-        SELECT relnamespace FROM pg_catalog.pg_class WHERE relname = 'marketplace_job_stats' AND relkind = 'r'
+        SELECT c.relnamespace
+        FROM pg_catalog.pg_class AS c
+        INNER JOIN pg_catalog.pg_attribute AS a ON c.oid = a.attrelid
+        WHERE c.relname = 'marketplace_job_stats' AND c.relkind = 'r' AND a.attname = 'marketplace'
     $$,
     lock_timeout_ms => 100,
     attempts => 9,
