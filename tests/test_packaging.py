@@ -1,22 +1,77 @@
 """What `pip install` gets."""
 
+import re
 import subprocess
 import sys
 import tomllib
 import zipfile
 from pathlib import Path
 
-from tests.deploy import ROOT
+import pytest
+
+from tests.deploy import ROOT, libpq_env
+from tests.tenants import Connection, definitions, states, tenants
 
 
-def test_the_wheel_is_complete(tmp_path: Path) -> None:
-    """The wheel holds the library with its SQL and types, and nothing else; psycopg is all it needs."""
-    build = [sys.executable, "-m", "pip", "wheel", "--quiet", "--no-deps", "--no-index", "--no-build-isolation"]
-    subprocess.run([*build, "--wheel-dir", tmp_path, ROOT], check=True, cwd=tmp_path)
-    (wheel,) = tmp_path.glob("*.whl")
-    names = {name for name in zipfile.ZipFile(wheel).namelist() if ".dist-info/" not in name}
-    tracked = {path.name for path in (ROOT / "stats_lib").iterdir() if path.suffix in (".py", ".sql", ".typed")}
-    assert names == {f"stats_lib/{name}" for name in tracked}
+@pytest.fixture(scope="module")
+def wheel(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The wheel, made from the source distribution, as `python -m build` does."""
+    folder = tmp_path_factory.mktemp("dist")
+    build: list[str | Path] = [sys.executable, "-m", "build", "--no-isolation", "--outdir", folder, ROOT]
+    subprocess.run(build, check=True, cwd=folder, stdout=subprocess.DEVNULL)
+    (wheel,) = folder.glob("*.whl")
+    return wheel
+
+
+def test_the_wheel_is_complete(wheel: Path) -> None:
+    """The wheel holds the library with its SQL and types, the migrations as they are, and nothing else."""
+    library = [path for path in (ROOT / "stats_lib").iterdir() if path.suffix in (".py", ".sql", ".typed")]
+    expected = {f"stats_lib/{path.relative_to(ROOT / 'stats_lib')}": path.read_bytes() for path in library}
+    expected |= {f"stats_lib/{path.relative_to(ROOT)}": path.read_bytes() for path in (ROOT / "sql").rglob("*.sql")}
+    with zipfile.ZipFile(wheel) as archive:
+        packed = {name: archive.read(name) for name in archive.namelist() if ".dist-info/" not in name}
+    assert expected == packed
+
+
+def test_the_wheel_needs_no_source_distribution(wheel: Path, tmp_path: Path) -> None:
+    """Built from the checkout, as `pip install .` does, the wheel is the same."""
+    build: list[str | Path] = [sys.executable, "-m", "build", "--wheel", "--no-isolation", "--outdir", tmp_path, ROOT]
+    subprocess.run(build, check=True, cwd=tmp_path, stdout=subprocess.DEVNULL)
+    (direct,) = tmp_path.glob("*.whl")
+    assert wheel.read_bytes() == direct.read_bytes()
+
+
+def test_migrations_from_the_wheel(legacy: Connection, wheel: Path, tmp_path: Path) -> None:
+    """Without a checkout, the README's command migrates every tenant and verifies it, and can be rolled back."""
+    target = tmp_path / "installed"
+    install: list[str | Path] = [
+        sys.executable,
+        "-m",
+        "pip",
+        "install",
+        "--quiet",
+        "--no-deps",
+        "--no-index",
+        "--target",
+        target,
+        wheel,
+    ]
+    subprocess.run(install, check=True, cwd=tmp_path)
+    (command,) = re.findall(r"^yoyo (.* package:\S+)", (ROOT / "README.md").read_text("utf-8"), re.MULTILINE)
+    environment = {**libpq_env(legacy), "PYTHONPATH": str(target)}
+
+    def yoyo(arguments: str) -> str:
+        run = [sys.executable, "-m", "yoyo", *arguments.split()]
+        done = subprocess.run(run, cwd=tmp_path, env=environment, capture_output=True, text=True)
+        assert done.returncode == 0, done.stdout + done.stderr
+        return done.stdout
+
+    before = definitions(legacy, tenants(legacy))
+    assert "verified" in yoyo(command)
+    assert set(states(legacy).values()) == {"migrated", "missing"}
+    assert yoyo(command) == ""
+    yoyo(command.replace("apply", "rollback") + " --revision 0002")
+    assert definitions(legacy, tenants(legacy)) == before
 
 
 def test_what_is_pinned_satisfies_what_is_declared() -> None:
