@@ -48,7 +48,10 @@ def conn(migrated: Connection) -> Connection:
 def count(conn: Connection, milliseconds: int | None, **job: Any) -> None:
     """Count a job with the library: on eBay, unless told otherwise."""
     duration = None if milliseconds is None else datetime.timedelta(milliseconds=milliseconds)
-    job = {"schema": "user_1", "action_type_id": 1, "marketplace": "ebay", "success": True, "date": DAY} | job
+    job = (
+        dict[str, Any]({"schema": "user_1", "action_type_id": 1, "marketplace": "ebay", "success": True, "date": DAY})
+        | job
+    )
     update_job_stats(conn, duration=duration, **job)
 
 
@@ -64,10 +67,7 @@ def count_as_old_code(conn: Connection, milliseconds: int) -> None:
         )
         return
     jobs, average = found[0] + 1, found[1]
-    if average is None:
-        average = milliseconds
-    else:
-        average = (average * (jobs - 1) + milliseconds) // jobs  # int(… / n), without the float
+    average = milliseconds if average is None else (average * (jobs - 1) + milliseconds) // jobs  # int(… / n)
     change = "SET total_jobs = %s, success_count = success_count + 1, avg_duration_ms = %s"
     conn.execute(f"UPDATE user_1.vinted_job_stats {change} {where}".encode(), [jobs, average])
 
@@ -204,7 +204,7 @@ def test_no_duration_is_lost_in_a_race(conn: Connection) -> None:
     ],
 )
 def test_long_jobs(conn: Connection, milliseconds: list[int], expected: int) -> None:
-    """24.8 days and more in a job, or in a day: the sum is kept, and a mean too long for the column shows as its end."""
+    """24.8 days and more in a job or a day: the sum is kept, and a mean too long for the column shows as its end."""
     for each in milliseconds:
         count(conn, each)
     assert expected == average(conn)
@@ -214,8 +214,9 @@ def test_the_most_and_longest_jobs(conn: Connection) -> None:
     """As many of the longest jobs as a row can count do not overflow the sum."""
     count(conn, LONGEST)
     most = 2**31 - 2
+    total = most * LONGEST
     conn.execute(
-        f"UPDATE {TABLE} SET total_jobs = {most}, success_count = {most}, total_duration_ms = {most}::bigint * {LONGEST}"
+        f"UPDATE {TABLE} SET total_jobs = {most}, success_count = {most}, total_duration_ms = {total}".encode()
     )
     count(conn, LONGEST)
     assert [((most + 1) * LONGEST, 2**31 - 1)] == conn.execute(
@@ -382,13 +383,13 @@ def test_up_and_down_with_data(conn: Connection) -> None:
     """Up, down and up again keep every row's average; the legacy view never shows the columns."""
     for milliseconds in [1000, 2000, 2001, None]:
         count(conn, milliseconds, marketplace="vinted")
-    columns = "SELECT string_agg(attname, ' ' ORDER BY attnum) FROM pg_attribute WHERE attrelid = %s::regclass"
-    view = column(conn, columns, "user_1.vinted_job_stats")
-    table = column(conn, columns + " AND attnum > 0 AND NOT attisdropped", TABLE)
+    columns = """
+        SELECT string_agg(attname, ' ' ORDER BY attnum)
+        FROM pg_attribute WHERE attrelid = %s::regclass AND attnum > 0 AND NOT attisdropped
+    """
+    view, table = column(conn, columns, "user_1.vinted_job_stats"), column(conn, columns, TABLE)
     ok(yoyo(conn, "rollback", "--revision", "0003"))
-    assert table == [
-        f"{column(conn, columns + ' AND attnum > 0 AND NOT attisdropped', TABLE)[0]} untimed_jobs total_duration_ms"
-    ]
+    assert table == [f"{column(conn, columns, TABLE)[0]} untimed_jobs total_duration_ms"]
     assert (1667, view) == (average(conn), column(conn, columns, "user_1.vinted_job_stats"))
     ok(psql(conn, "-f", VERIFY))
     ok(yoyo(conn, "apply"))

@@ -9,7 +9,19 @@ from psycopg import sql
 from psycopg.rows import dict_row
 
 from tests.deploy import connect, psql, schema_dump, yoyo
-from tests.tenants import DOWNGRADE, UPGRADE, Connection, column, definitions, ok, running, states, tenants, wait_until
+from tests.tenants import (
+    DOWNGRADE,
+    EXACT,
+    UPGRADE,
+    Connection,
+    column,
+    definitions,
+    ok,
+    running,
+    states,
+    tenants,
+    wait_until,
+)
 
 DAY = datetime.date(2026, 1, 1)  # long before the rows of `dev/legacy.sql`
 Split = dict[
@@ -23,8 +35,9 @@ def downgrade(conn: Connection) -> None:
 
 
 def upgrade(conn: Connection) -> None:
-    """Apply 0002 in every tenant."""
+    """Apply 0002 and 0003 in every tenant."""
     ok(psql(conn, "-f", UPGRADE))
+    ok(psql(conn, "-f", EXACT))
 
 
 def count(

@@ -86,7 +86,7 @@ def test_extra_columns_and_indexes_are_no_drift(migrated: Connection) -> None:
 
 
 def test_a_straggler_is_found_and_swept(migrated: Connection) -> None:
-    """A tenant restored from an old backup, after all was applied, fails the verification until 0002 and 0003 are run again."""
+    """A tenant restored from an old backup fails the verification until 0002 and 0003 have been run again."""
     clone(migrated, "user_restored", "users.vinted_job_stats")
     assert states(migrated)["user_restored"] == "legacy"
     failed = psql(migrated, "-f", VERIFY)
