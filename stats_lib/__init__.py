@@ -6,7 +6,16 @@ Arguments that can never be right raise `ValueError` before anything is sent; ps
 `stats_lib.aio` has the same functions for a `psycopg.AsyncConnection`.
 """
 
-from stats_lib._sync import get_stats, get_summary, update_job_stats
-from stats_lib._types import JobStats, Marketplace, MarketplaceSummary
+from stats_lib._sync import get_stats, get_summary, update_job_stats, update_job_stats_batch
+from stats_lib._types import JobOutcome, JobStats, Marketplace, MarketplaceSummary
 
-__all__ = ["JobStats", "Marketplace", "MarketplaceSummary", "get_stats", "get_summary", "update_job_stats"]
+__all__ = [
+    "JobOutcome",
+    "JobStats",
+    "Marketplace",
+    "MarketplaceSummary",
+    "get_stats",
+    "get_summary",
+    "update_job_stats",
+    "update_job_stats_batch",
+]

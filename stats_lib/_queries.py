@@ -2,13 +2,14 @@
 
 import datetime
 import re
+from collections.abc import Iterable
 from importlib.resources import files
 from typing import Any
 
 from psycopg import sql
 from psycopg.types.numeric import Int4, Int8
 
-from stats_lib._types import JobStats, Marketplace, MarketplaceSummary
+from stats_lib._types import JobOutcome, JobStats, Marketplace, MarketplaceSummary
 
 MIN_ACTION_TYPE_ID, MAX_ACTION_TYPE_ID = -(2**31), 2**31 - 1  # what the column, an integer, can hold
 MAX_DAYS = 1_000_000  # within what PostgreSQL can subtract from today
@@ -26,10 +27,12 @@ def _statement(name: str) -> sql.SQL:
     text, add = (files(__package__).joinpath(file).read_text("utf-8") for file in (name, "add_to_row.sql"))
     for jobs in ("job", "excluded"):
         text = text.replace(f"{{{jobs}_added}}", add.replace("{jobs}", jobs))
-    return sql.SQL(re.sub(r"(\s|--.*)+", " ", text).strip())  # type: ignore[arg-type]  # of files of ours only
+    return sql.SQL(re.sub(r"(\s|--.*)+", " ", text).strip())
 
 
 _UPDATE_JOB_STATS = _statement("update_job_stats.sql")
+_INSERT_MISSING_ROWS = _statement("insert_missing_rows.sql")
+_UPDATE_JOB_STATS_BATCH = _statement("update_job_stats_batch.sql")
 _GET_STATS = _statement("get_stats.sql")
 _GET_SUMMARY = _statement("get_summary.sql")
 
@@ -44,17 +47,36 @@ def update_job_stats(
     date: datetime.date | None,
 ) -> tuple[sql.Composed, dict[str, Any]]:
     """Check the arguments of `stats_lib.update_job_stats`; return its statement and parameters, or raise ValueError."""
-    if not isinstance(success, bool):
-        raise _refusal("success", success, "True or False")
-    if date is not None and (not isinstance(date, datetime.date) or isinstance(date, datetime.datetime)):
-        raise _refusal("date", date, "a datetime.date without a time, or None for today in UTC")
-    return _UPDATE_JOB_STATS.format(table=_table(schema)), {
-        "action_type_id": _action_type_id(action_type_id),
-        "marketplace": _marketplace(marketplace),
-        "success": success,
-        "duration_ms": None if duration is None else _milliseconds(duration),
-        "date": date,
-    }
+    job = JobOutcome(action_type_id, marketplace, success, duration, date)
+    return _UPDATE_JOB_STATS.format(table=_table(schema)), _job(job)
+
+
+def update_job_stats_batch(*, schema: str, outcomes: Iterable[JobOutcome]) -> list[tuple[sql.Composed, dict[str, Any]]]:
+    """Check the arguments of `stats_lib.update_job_stats_batch`; return its statements, in order, or raise ValueError.
+
+    Outcomes are summed up here, so that one pair of statements takes any number of them. None as the date makes a sum
+    of its own, which the database, knowing its clock, adds to that day's.
+    """
+    table = _table(schema)
+    sums: dict[tuple[int, str, datetime.date | None], list[int]] = {}
+    for index, outcome in enumerate(outcomes):
+        try:
+            if not isinstance(outcome, JobOutcome):
+                raise _refusal("outcome", outcome, "a JobOutcome")
+            job = _job(outcome)
+        except ValueError as refusal:
+            raise ValueError(f"outcomes[{index}]: {refusal}") from None
+        of_key = sums.setdefault((int(job["action_type_id"]), job["marketplace"], job["date"]), [0, 0, 0, 0])
+        of_key[0] += job["success"]
+        of_key[1] += not job["success"]
+        of_key[2] += job["duration_ms"] is None
+        of_key[3] += job["duration_ms"] or 0
+    if not sums:
+        return []
+    names = "action_type_ids", "marketplaces", "dates", "successes", "failures", "untimed_jobs", "total_durations_ms"
+    columns = zip(*((*key, *of_key) for key, of_key in sums.items()), strict=True)
+    params = {name: list(column) for name, column in zip(names, columns, strict=True)}
+    return [(statement.format(table=table), params) for statement in (_INSERT_MISSING_ROWS, _UPDATE_JOB_STATS_BATCH)]
 
 
 def get_stats(
@@ -83,6 +105,20 @@ def job_stats(*, marketplace: str, **columns: Any) -> JobStats:
 def marketplace_summary(*, marketplace: str, **columns: Any) -> MarketplaceSummary:
     """Make a `MarketplaceSummary` of a row of `get_summary.sql`."""
     return MarketplaceSummary(marketplace=Marketplace(marketplace), **columns)
+
+
+def _job(job: JobOutcome) -> dict[str, Any]:
+    if not isinstance(job.success, bool):
+        raise _refusal("success", job.success, "True or False")
+    if job.date is not None and (not isinstance(job.date, datetime.date) or isinstance(job.date, datetime.datetime)):
+        raise _refusal("date", job.date, "a datetime.date without a time, or None for today in UTC")
+    return {
+        "action_type_id": _action_type_id(job.action_type_id),
+        "marketplace": _marketplace(job.marketplace),
+        "success": job.success,
+        "duration_ms": None if job.duration is None else _milliseconds(job.duration),
+        "date": job.date,
+    }
 
 
 def _table(schema: str) -> sql.Identifier:

@@ -4,13 +4,15 @@ Each makes a plain `Cursor` of its own, so that the connection's `cursor_factory
 """
 
 import datetime
+from collections.abc import Iterable
+from contextlib import nullcontext
 from typing import Any
 
 from psycopg import Connection, Cursor
 from psycopg.rows import kwargs_row
 
 from stats_lib import _queries
-from stats_lib._types import JobStats, Marketplace, MarketplaceSummary
+from stats_lib._types import JobOutcome, JobStats, Marketplace, MarketplaceSummary
 
 
 def update_job_stats(
@@ -51,6 +53,30 @@ def update_job_stats(
         date=date,
     )
     Cursor(conn).execute(query, params)
+
+
+def update_job_stats_batch(conn: Connection[Any], *, schema: str, outcomes: Iterable[JobOutcome]) -> None:
+    """Count many finished jobs in the tenant's `marketplace_job_stats`, all or none of them.
+
+    The result is that of `update_job_stats` for each, in two statements, however many they are: for workers that finish
+    many jobs, and for back-fills. Only rows that are new take ids from the sequence.
+
+    The rows are locked until the caller's transaction ends, always in the same order, so that no two batches wait for
+    each other in a circle; unless their transactions have locked rows before, as by another batch. An autocommit
+    connection gets a transaction for the two statements.
+
+    - `schema`: as for `update_job_stats`.
+    - `outcomes`: any iterable of `JobOutcome`, which is consumed before anything is sent; if it is empty, nothing is.
+
+    Raises ValueError, before anything is sent, if an argument is none of the above; it names the first bad outcome by
+    its index, from 0. psycopg's errors pass through.
+    """
+    statements = _queries.update_job_stats_batch(schema=schema, outcomes=outcomes)
+    if not statements:
+        return
+    with conn.transaction() if conn.autocommit else nullcontext():
+        for query, params in statements:
+            Cursor(conn).execute(query, params)
 
 
 def get_stats(

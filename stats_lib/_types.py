@@ -27,6 +27,17 @@ class _SuccessRate:
 
 
 @dataclass(frozen=True, slots=True)
+class JobOutcome:
+    """One finished job, for `update_job_stats_batch`; `update_job_stats` tells what each field may be."""
+
+    action_type_id: int
+    marketplace: Marketplace | str
+    success: bool
+    duration: datetime.timedelta | None = None
+    date: datetime.date | None = None
+
+
+@dataclass(frozen=True, slots=True)
 class JobStats(_SuccessRate):
     """One row of `marketplace_job_stats`: the jobs of one action type on one marketplace and day."""
 
