@@ -111,8 +111,8 @@ def get_summary(conn: Connection[Any], *, schema: str, days: int = 7) -> list[Ma
 
     Returns one `MarketplaceSummary` for each member of `Marketplace`, those without jobs too, in alphabetical order.
 
-    `avg_duration_ms` is sum(avg_duration_ms * total_jobs) / sum(total_jobs) over the rows that have an average, rounded
-    to the millisecond: no better than those averages are (see `update_job_stats`), and None if no row has one.
+    `avg_duration_ms` is the mean of all durations of the rows, computed from their sums and rounded half up; None if
+    there are none. A row that code from before counted in last is taken as average times jobs (see `update_job_stats`).
 
     Raises ValueError, before anything is sent, if an argument is none of the above; psycopg's errors pass through.
     """

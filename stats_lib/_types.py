@@ -64,4 +64,4 @@ class MarketplaceSummary(_SuccessRate):
     success_count: int
     failure_count: int
     avg_duration_ms: int | None
-    """Weighted average, in milliseconds; None if no job had a duration."""
+    """Mean of the durations, in whole milliseconds; None if no job had one."""

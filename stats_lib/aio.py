@@ -2,16 +2,17 @@
 
 import datetime
 import inspect
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
+from contextlib import nullcontext
 from typing import Any, TypeVar
 
 from psycopg import AsyncConnection, AsyncCursor
 from psycopg.rows import kwargs_row
 
 from stats_lib import _queries, _sync
-from stats_lib._types import JobStats, Marketplace, MarketplaceSummary
+from stats_lib._types import JobOutcome, JobStats, Marketplace, MarketplaceSummary
 
-__all__ = ["get_stats", "get_summary", "update_job_stats"]
+__all__ = ["get_stats", "get_summary", "update_job_stats", "update_job_stats_batch"]
 
 _Function = TypeVar("_Function", bound=Callable[..., Any])
 
@@ -47,6 +48,17 @@ async def update_job_stats(
         date=date,
     )
     await AsyncCursor(conn).execute(query, params)
+
+
+@_like(_sync.update_job_stats_batch)
+async def update_job_stats_batch(conn: AsyncConnection[Any], *, schema: str, outcomes: Iterable[JobOutcome]) -> None:
+    """`stats_lib.update_job_stats_batch`, to be awaited."""
+    statements = _queries.update_job_stats_batch(schema=schema, outcomes=outcomes)
+    if not statements:
+        return
+    async with conn.transaction() if conn.autocommit else nullcontext():
+        for query, params in statements:
+            await AsyncCursor(conn).execute(query, params)
 
 
 @_like(_sync.get_stats)

@@ -19,7 +19,7 @@ CROSS JOIN LATERAL (
         coalesce(sum(total_jobs), 0) AS total_jobs,
         coalesce(sum(success_count), 0) AS success_count,
         coalesce(sum(failure_count), 0) AS failure_count,
-        round(sum(total_duration_ms) / nullif(sum(timed_jobs), 0))::bigint AS avg_duration_ms -- NULL if no job was timed
+        round(sum(total_duration_ms) / nullif(sum(timed_jobs), 0))::bigint AS avg_duration_ms -- NULL if none was timed
     FROM action_types
     CROSS JOIN LATERAL (
         SELECT
@@ -29,9 +29,10 @@ CROSS JOIN LATERAL (
             old.timed_jobs,
             CASE
                 WHEN old.timed_jobs = 0 THEN 0
-                WHEN avg_duration_ms = least((total_duration_ms + old.timed_jobs / 2) / old.timed_jobs, 2147483647)
-                    THEN total_duration_ms
-                ELSE avg_duration_ms::bigint * old.timed_jobs
+                WHEN total_duration_ms IS NULL
+                    OR least((total_duration_ms + old.timed_jobs / 2) / old.timed_jobs, 2147483647) <> avg_duration_ms
+                    THEN avg_duration_ms::bigint * old.timed_jobs
+                ELSE total_duration_ms
             END AS total_duration_ms
         FROM {table}
         CROSS JOIN LATERAL (

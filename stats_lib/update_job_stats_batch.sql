@@ -25,9 +25,7 @@ WITH jobs AS (
 ),
 
 job AS (
-    SELECT
-        stats.id,
-        jobs.*
+    SELECT jobs.*
     FROM {table} AS stats
     INNER JOIN jobs
         ON stats.action_type_id = jobs.action_type_id
@@ -41,7 +39,9 @@ updated AS (
     UPDATE {table} AS stats
     SET (total_jobs, success_count, failure_count, avg_duration_ms, untimed_jobs, total_duration_ms) = ({job_added})
     FROM job
-    WHERE stats.id = job.id
+    WHERE stats.action_type_id = job.action_type_id
+        AND stats.marketplace = job.marketplace
+        AND stats.date = job.date
     RETURNING stats.action_type_id, stats.marketplace, stats.date
 )
 

@@ -53,6 +53,10 @@ class _Synchronous(ast.NodeTransformer):
         expression: ast.expr = self.visit(node.value)
         return expression
 
+    def visit_AsyncWith(self, node: ast.AsyncWith) -> ast.With:
+        self.generic_visit(node)
+        return ast.With(node.items, node.body, lineno=0)
+
     def visit_Name(self, node: ast.Name) -> ast.Name:
         return ast.Name(node.id.removeprefix("Async"))
 

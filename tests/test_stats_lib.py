@@ -477,6 +477,19 @@ def test_summary_average(conn: Connection, rows: list[tuple[int | None, int]], e
     )
 
 
+def test_summary_average_is_exact(conn: Connection) -> None:
+    """Over days and action types, too, the average is the rounded true mean of all durations; untimed jobs do not weigh."""
+    durations = [1, 2, 2, 1000, 3, 4, 4]
+    for number, milliseconds in enumerate(durations):
+        count(conn, action_type_id=number % 3, duration=ms(milliseconds))
+    for _ in range(5):
+        count(conn, duration=None)
+    averages = [row.avg_duration_ms for row in read(conn)]
+
+    assert round(sum(durations) / len(durations)) == add_up(conn)[0].avg_duration_ms
+    assert None not in averages
+
+
 # What is refused
 
 BAD_SCHEMAS = [None, "", "user_1\0", "user_\udc80", b"user_1", 1, "x" * 64, "é" * 32]
