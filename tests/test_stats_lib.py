@@ -478,7 +478,7 @@ def test_summary_average(conn: Connection, rows: list[tuple[int | None, int]], e
 
 
 def test_summary_average_is_exact(conn: Connection) -> None:
-    """Over days and action types, too, the average is the rounded true mean of all durations; untimed jobs do not weigh."""
+    """Over action types, too, the average is the rounded true mean of all durations; untimed jobs do not weigh."""
     durations = [1, 2, 2, 1000, 3, 4, 4]
     for number, milliseconds in enumerate(durations):
         count(conn, action_type_id=number % 3, duration=ms(milliseconds))
