@@ -77,18 +77,20 @@ def main() -> None:
         conn.execute("INSERT INTO vinted.action_types SELECT generate_series(0, 19)")
         for rows in SIZES:
             lay_out(conn, rows)
-        up, down = "0002.marketplace-job-stats.sql", "0002.marketplace-job-stats.rollback.sql"
-        report(conn, up)
+        for up in ["0002.marketplace-job-stats.sql", "0003.exact-averages.sql"]:
+            report(conn, up)
+            for rows in SIZES:
+                with conn.transaction():
+                    conn.execute(f"SET LOCAL search_path = user_{rows}; SET LOCAL job_stats.undo = ''")
+                    for statement in statements(up):
+                        conn.execute(statement.encode())
         for rows in SIZES:
-            with conn.transaction():
-                conn.execute(f"SET LOCAL search_path = user_{rows}; SET LOCAL job_stats.undo = ''")
-                for statement in statements(up):
-                    conn.execute(statement.encode())
             conn.execute(f"""
                 INSERT INTO user_{rows}.marketplace_job_stats (action_type_id, marketplace, date, total_jobs)
                 SELECT action_type_id, 'ebay', date, 5 FROM user_{rows}.vinted_job_stats LIMIT {rows // 10}
             """)
-        report(conn, down)
+        for down in ["0003.exact-averages.rollback.sql", "0002.marketplace-job-stats.rollback.sql"]:
+            report(conn, down)
 
 
 def report(conn: psycopg.Connection[tuple[object, ...]], file: str) -> None:
