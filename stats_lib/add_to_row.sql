@@ -38,4 +38,5 @@ FROM (
             ELSE stats.total_jobs -- untimed_jobs is NULL, or has become impossible
         END AS timed_jobs
     ) AS old
+    OFFSET 0 -- computed once: without it the planner copies the expressions to wherever they are used
 ) AS new
