@@ -97,14 +97,18 @@ def get_summary(*, schema: str, days: int) -> tuple[sql.Composed, dict[str, Any]
     return _GET_SUMMARY.format(table=_table(schema)), {"marketplaces": list(Marketplace), "days": _days(days)}
 
 
-def job_stats(*, marketplace: str, **columns: Any) -> JobStats:
+def job_stats(*, marketplace: str | bytes, **columns: Any) -> JobStats:
     """Make a `JobStats` of a row of `get_stats.sql`."""
-    return JobStats(marketplace=Marketplace(marketplace), **columns)
+    return JobStats(marketplace=_stored(marketplace), **columns)
 
 
-def marketplace_summary(*, marketplace: str, **columns: Any) -> MarketplaceSummary:
+def marketplace_summary(*, marketplace: str | bytes, **columns: Any) -> MarketplaceSummary:
     """Make a `MarketplaceSummary` of a row of `get_summary.sql`."""
-    return MarketplaceSummary(marketplace=Marketplace(marketplace), **columns)
+    return MarketplaceSummary(marketplace=_stored(marketplace), **columns)
+
+
+def _stored(marketplace: str | bytes) -> Marketplace:
+    return Marketplace(marketplace if isinstance(marketplace, str) else marketplace.decode())  # bytes: from SQL_ASCII
 
 
 def _job(job: JobOutcome) -> dict[str, Any]:

@@ -1,6 +1,7 @@
 """The statements, executed on a `psycopg.Connection`.
 
-Each makes a plain `Cursor` of its own, so that the connection's `cursor_factory` and `row_factory` do not matter.
+Each makes a plain `Cursor` of its own, so that the connection's `cursor_factory` and `row_factory` do not matter, and
+reads in binary, so that neither does its DateStyle.
 """
 
 import datetime
@@ -100,7 +101,7 @@ def get_stats(
     Raises ValueError, before anything is sent, if an argument is none of the above; psycopg's errors pass through.
     """
     query, params = _queries.get_stats(schema=schema, marketplace=marketplace, action_type_id=action_type_id, days=days)
-    return Cursor(conn, row_factory=kwargs_row(_queries.job_stats)).execute(query, params).fetchall()
+    return Cursor(conn, row_factory=kwargs_row(_queries.job_stats)).execute(query, params, binary=True).fetchall()
 
 
 def get_summary(conn: Connection[Any], *, schema: str, days: int = 7) -> list[MarketplaceSummary]:
@@ -117,4 +118,8 @@ def get_summary(conn: Connection[Any], *, schema: str, days: int = 7) -> list[Ma
     Raises ValueError, before anything is sent, if an argument is none of the above; psycopg's errors pass through.
     """
     query, params = _queries.get_summary(schema=schema, days=days)
-    return Cursor(conn, row_factory=kwargs_row(_queries.marketplace_summary)).execute(query, params).fetchall()
+    return (
+        Cursor(conn, row_factory=kwargs_row(_queries.marketplace_summary))
+        .execute(query, params, binary=True)
+        .fetchall()
+    )

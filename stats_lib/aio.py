@@ -72,7 +72,9 @@ async def get_stats(
 ) -> list[JobStats]:
     """`stats_lib.get_stats`, to be awaited."""
     query, params = _queries.get_stats(schema=schema, marketplace=marketplace, action_type_id=action_type_id, days=days)
-    return await (await AsyncCursor(conn, row_factory=kwargs_row(_queries.job_stats)).execute(query, params)).fetchall()
+    return await (
+        await AsyncCursor(conn, row_factory=kwargs_row(_queries.job_stats)).execute(query, params, binary=True)
+    ).fetchall()
 
 
 @_like(_sync.get_summary)
@@ -80,5 +82,7 @@ async def get_summary(conn: AsyncConnection[Any], *, schema: str, days: int = 7)
     """`stats_lib.get_summary`, to be awaited."""
     query, params = _queries.get_summary(schema=schema, days=days)
     return await (
-        await AsyncCursor(conn, row_factory=kwargs_row(_queries.marketplace_summary)).execute(query, params)
+        await AsyncCursor(conn, row_factory=kwargs_row(_queries.marketplace_summary)).execute(
+            query, params, binary=True
+        )
     ).fetchall()

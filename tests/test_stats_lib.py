@@ -490,6 +490,18 @@ def test_summary_average_is_exact(conn: Connection) -> None:
     assert None not in averages
 
 
+@pytest.mark.parametrize(
+    "setting", ["DateStyle = 'German, DMY'", "IntervalStyle = 'iso_8601'", "client_encoding = 'sql_ascii'"]
+)
+def test_settings_of_the_session_do_not_matter(conn: Connection, setting: str) -> None:
+    """What is read does not depend on how the session would have it printed."""
+    count(conn, duration=ms(5))
+    before = read(conn), add_up(conn)
+    conn.execute(f"SET {setting}".encode())
+
+    assert before == (read(conn), add_up(conn))
+
+
 # What is refused
 
 BAD_SCHEMAS = [None, "", "user_1\0", "user_\udc80", b"user_1", 1, "x" * 64, "é" * 32]
