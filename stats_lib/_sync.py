@@ -64,7 +64,7 @@ def update_job_stats_batch(conn: Connection[Any], *, schema: str, outcomes: Iter
 
     The rows are locked until the caller's transaction ends, always in the same order, so that no two batches wait for
     each other in a circle; unless their transactions have locked rows before, as by another batch. An autocommit
-    connection gets a transaction for the two statements.
+    connection gets a transaction for the two statements, whose end is waited for, in a pipeline too.
 
     - `schema`: as for `update_job_stats`.
     - `outcomes`: any iterable of `JobOutcome`, which is consumed before anything is sent; if it is empty, nothing is.
