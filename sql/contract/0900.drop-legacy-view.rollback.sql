@@ -1,6 +1,8 @@
--- Every tenant: the default marketplace and the legacy view come back. Locks as above.
+-- Every tenant: the default marketplace and the legacy view come back.
+--
+-- Locks, per tenant: the table (ACCESS EXCLUSIVE) for a change of the catalog. Undone by 0900.
 
-SET statement_timeout = 0;
+SET statement_timeout = 0; -- a role's timeout would count for the whole CALL
 
 CALL job_stats.for_each_tenant(
     migration => '0900.drop-legacy-view.rollback',

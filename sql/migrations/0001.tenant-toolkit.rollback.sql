@@ -2,15 +2,16 @@
 
 DO $$
 DECLARE
-    migrated text := (
-        SELECT string_agg(t.schema_name, ', ' ORDER BY t.schema_name)
+    migrated name[] := ARRAY(
+        SELECT t.schema_name
         FROM job_stats.tenants AS t
         INNER JOIN pg_catalog.pg_class AS c ON t.schema_oid = c.relnamespace
         WHERE c.relname = 'marketplace_job_stats'
+        ORDER BY t.schema_name
     );
 BEGIN
-    IF migrated <> '' THEN
-        RAISE EXCEPTION 'still migrated: %', migrated
+    IF migrated <> '{}' THEN
+        RAISE EXCEPTION '% tenants are still migrated: %', cardinality(migrated), array_to_string(migrated[1:50], ', ')
         USING HINT = 'Roll 0002 back first; psql -f 0002.marketplace-job-stats.rollback.sql if it is not marked as applied.';
     END IF;
 END

@@ -1,7 +1,12 @@
 -- Every tenant: marketplace_job_stats becomes vinted_job_stats again, with the names that it had.
 --
 -- Where several marketplaces have rows, those of a day and action type are folded into one, and the split is kept in
--- marketplace_job_stats_archive, from which 0002 restores it. Locks as 0002 does, with one index build.
+-- marketplace_job_stats_archive, from which 0002 restores it.
+--
+-- Locks, per tenant: the legacy view, then the table, ACCESS EXCLUSIVE, to the tenant's commit; the time goes into
+-- folding, if there is something to fold, and one index build. As long, the sequence that it owns, and
+-- vinted.action_types (SHARE ROW EXCLUSIVE) where a foreign key comes back. Attempt n waits n * 100 ms for a lock at
+-- most. Undone by 0002.
 
 SET statement_timeout = 0; -- a role's timeout would count for the whole CALL
 
