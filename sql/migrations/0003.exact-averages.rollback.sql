@@ -1,7 +1,7 @@
 -- Every tenant: the sum of the durations goes; avg_duration_ms stays, as exact as it is then.
 --
--- Stop code that writes the columns first. Locks as 0003 does. Undone by 0003; the sums then start anew, as average times
--- jobs.
+-- Stop code that writes the columns first. Locks as 0003 does. Undone by 0003; the sums then start anew, as average
+-- times jobs.
 
 SET statement_timeout = 0; -- a role's timeout would count for the whole CALL
 
