@@ -2,23 +2,28 @@
 #
 #   make demo               legacy tenants, the migrations, some statistics, and all the way back
 #   make test               the tests; make test ARGS="-k rollback" for some of them
+#   make test-all           the tests on every PostgreSQL and Python that can be had; takes ARGS, too
 #   make lint               style, types, and what the DDL would lock
 #   make clean              remove .venv and caches
 
 PYTHON = python3
+VENV = .venv
 ARGS =
-export PATH := $(CURDIR)/.venv/bin:$(PATH)
+export PATH := $(CURDIR)/$(VENV)/bin:$(PATH)
 
 help:
 	@sed -n 's/^#   //p' Makefile
 
-demo: .venv/installed
+demo: $(VENV)/installed
 	python -m dev.demo
 
-test: .venv/installed
+test: $(VENV)/installed
 	python -m pytest $(ARGS)
 
-lint: .venv/installed
+test-all: $(VENV)/installed
+	python -m dev.test_all
+
+lint: $(VENV)/installed
 	ruff check
 	ruff format --check
 	mypy
@@ -26,14 +31,14 @@ lint: .venv/installed
 	python -m dev.tenant_ddl $$(find sql -name '*.sql' | sort)
 
 clean:
-	rm -rf .venv .*_cache
+	rm -rf .venv* .servers .*_cache
 
 # --no-deps and pip check: what is not pinned is an error, not a surprise.
-.venv/installed: dev/requirements.txt
-	@echo "installing dev/requirements.txt into .venv"
-	@$(PYTHON) -m venv --clear .venv
+$(VENV)/installed: dev/requirements.txt
+	@echo "installing dev/requirements.txt into $(VENV)"
+	@$(PYTHON) -m venv --clear $(VENV)
 	@python -m pip install --disable-pip-version-check -qq --no-deps --requirement dev/requirements.txt
 	@python -m pip check --disable-pip-version-check
 	@touch $@
 
-.PHONY: help demo test lint clean
+.PHONY: help demo test test-all lint clean
