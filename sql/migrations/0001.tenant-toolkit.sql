@@ -12,6 +12,8 @@
 --     does what is left, and touches no tenant that is done.
 --   * One runner at a time, by an advisory lock that its session holds.
 
+-- It is no tenant's: where Citus makes each new schema a distributed one, this one stays on the coordinator.
+SET LOCAL citus.enable_schema_based_sharding = off; -- noqa: PRS
 CREATE SCHEMA job_stats;
 
 -- What a tenant is: the one place to change.
@@ -463,14 +465,14 @@ BEGIN
             WHERE d.refclassid = 'pg_class'::regclass AND d.refobjid = target AND d.classid = 'pg_class'::regclass
             UNION ALL
             SELECT
-                format('ALTER TABLE %s RENAME CONSTRAINT %I TO', target, c.conname),
+                format('ALTER TABLE %s RENAME CONSTRAINT %I TO', target, c.conname), -- not on Citus: it refuses that
                 c.conname
             FROM pg_constraint AS c
             WHERE
                 c.conrelid = target
                 AND c.contype IN ('c', 'f', 'n')
                 AND c.coninhcount = 0
-                AND NOT EXISTS (SELECT FROM pg_extension WHERE extname = 'citus') -- which refuses that
+                AND NOT EXISTS (SELECT FROM pg_extension WHERE extname = 'citus')
         ) AS p
         WHERE position(former_name IN p.old_name) > 0
     LOOP
