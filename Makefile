@@ -3,7 +3,7 @@
 #   make demo               legacy tenants, the migrations, some statistics, and all the way back
 #   make test               the tests; make test ARGS="-k rollback" for some of them
 #   make test-all           the tests on every PostgreSQL and Python that can be had; takes ARGS, too
-#   make lint               style, types, and what the DDL would lock
+#   make lint               style, types, what the DDL would lock, and what Citus would refuse
 #   make clean              remove .venv and caches
 
 PYTHON = python3
@@ -29,6 +29,7 @@ lint: $(VENV)/installed
 	mypy
 	sqlfluff lint --disable-progress-bar dev sql stats_lib
 	python -m dev.tenant_ddl $$(find sql -name '*.sql' | sort)
+	python -m dev.portable_sql $$(find sql stats_lib -name '*.sql' | sort)
 
 clean:
 	rm -rf .venv* .servers .*_cache
