@@ -10,7 +10,7 @@ from contextlib import nullcontext
 from typing import Any
 
 from psycopg import Connection, Cursor
-from psycopg.rows import kwargs_row
+from psycopg.rows import args_row
 
 from stats_lib import _queries
 from stats_lib._types import JobOutcome, JobStats, Marketplace, MarketplaceSummary
@@ -101,7 +101,7 @@ def get_stats(
     Raises ValueError, before anything is sent, if an argument is none of the above; psycopg's errors pass through.
     """
     query, params = _queries.get_stats(schema=schema, marketplace=marketplace, action_type_id=action_type_id, days=days)
-    return Cursor(conn, row_factory=kwargs_row(_queries.job_stats)).execute(query, params, binary=True).fetchall()
+    return Cursor(conn, row_factory=args_row(_queries.job_stats)).execute(query, params, binary=True).fetchall()
 
 
 def get_summary(conn: Connection[Any], *, schema: str, days: int = 7) -> list[MarketplaceSummary]:
@@ -119,7 +119,5 @@ def get_summary(conn: Connection[Any], *, schema: str, days: int = 7) -> list[Ma
     """
     query, params = _queries.get_summary(schema=schema, days=days)
     return (
-        Cursor(conn, row_factory=kwargs_row(_queries.marketplace_summary))
-        .execute(query, params, binary=True)
-        .fetchall()
+        Cursor(conn, row_factory=args_row(_queries.marketplace_summary)).execute(query, params, binary=True).fetchall()
     )

@@ -7,7 +7,7 @@ from contextlib import nullcontext
 from typing import Any, TypeVar
 
 from psycopg import AsyncConnection, AsyncCursor
-from psycopg.rows import kwargs_row
+from psycopg.rows import args_row
 
 from stats_lib import _queries, _sync
 from stats_lib._types import JobOutcome, JobStats, Marketplace, MarketplaceSummary
@@ -73,7 +73,7 @@ async def get_stats(
     """`stats_lib.get_stats`, to be awaited."""
     query, params = _queries.get_stats(schema=schema, marketplace=marketplace, action_type_id=action_type_id, days=days)
     return await (
-        await AsyncCursor(conn, row_factory=kwargs_row(_queries.job_stats)).execute(query, params, binary=True)
+        await AsyncCursor(conn, row_factory=args_row(_queries.job_stats)).execute(query, params, binary=True)
     ).fetchall()
 
 
@@ -82,7 +82,5 @@ async def get_summary(conn: AsyncConnection[Any], *, schema: str, days: int = 7)
     """`stats_lib.get_summary`, to be awaited."""
     query, params = _queries.get_summary(schema=schema, days=days)
     return await (
-        await AsyncCursor(conn, row_factory=kwargs_row(_queries.marketplace_summary)).execute(
-            query, params, binary=True
-        )
+        await AsyncCursor(conn, row_factory=args_row(_queries.marketplace_summary)).execute(query, params, binary=True)
     ).fetchall()

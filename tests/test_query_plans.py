@@ -19,7 +19,7 @@ ACTION_TYPES, DAYS = 20, 3650
 KEY = "uq_marketplace_job_stats_action_marketplace_date"
 PAGES = 5  # what one look-up reads, at most: the levels of the index, the next leaf, a page of the table
 
-Query = tuple[sql.Composed, dict[str, Any]]
+Query = tuple[sql.SQL, dict[str, Any]]
 Node = dict[str, Any]
 
 
