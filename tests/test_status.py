@@ -5,7 +5,7 @@ import re
 import pytest
 
 from tests.deploy import connect, psql, yoyo
-from tests.tenants import EXACT, UPGRADE, VERIFY, Connection, clone, column, ok, running, states, wait_until
+from tests.tenants import EXACT, UPGRADE, VERIFY, Connection, clone, clones, column, ok, running, states, wait_until
 
 DRIFTS = {
     "DROP VIEW user_1.vinted_job_stats": "no view vinted_job_stats",
@@ -137,3 +137,32 @@ def test_status_does_not_lock_tenants(migrated: Connection) -> None:
             WHERE pid = %s AND relname LIKE '%%job_stats%%' AND relnamespace <> 'job_stats'::regnamespace
         """
         assert column(migrated, locked, watcher.info.backend_pid) == [0]
+
+
+def test_work_grows_with_the_tenants_not_with_their_square(migrated: Connection) -> None:
+    """Three times the tenants are three times the work for status, verification and a run with nothing to do.
+
+    Counted in index entries and rows of the catalogs that are read, before anything is known about their contents.
+    """
+    read = """
+        SELECT sum(idx_tup_read)::integer + (
+            SELECT sum(seq_tup_read) FROM pg_stat_sys_tables WHERE relname IN ('pg_namespace', 'pg_class')
+        )::integer
+        FROM pg_stat_sys_indexes
+        WHERE relname IN ('pg_namespace', 'pg_class', 'pg_attribute', 'pg_constraint')
+    """
+    status = "SELECT count(*) FROM job_stats.tenant_status; SELECT pg_stat_force_next_flush()"
+    again = [f"--file={UPGRADE}", f"--file={EXACT}", "--command=SELECT pg_stat_force_next_flush()"]
+
+    def work(*args: str) -> int:
+        (before,) = column(migrated, read)
+        ok(psql(migrated, *args))
+        (after,) = column(migrated, read)
+        return int(after - before)
+
+    clones(migrated, "user_a", 100)
+    few = work(f"--command={status}"), work(*again)
+    clones(migrated, "user_b", 200)
+    many = work(f"--command={status}"), work(*again)
+    assert 0 < many[0] < 5 * few[0]
+    assert 0 < many[1] < 5 * few[1]

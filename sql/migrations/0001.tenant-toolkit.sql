@@ -151,10 +151,11 @@ DECLARE
     pattern constant text := '^(' || coalesce(canary, '.*') || ')$';
     caller_path constant text := current_setting('search_path');
     start constant timestamptz := clock_timestamp();
+    -- IS TRUE makes the IN a lookup in a hash table. As a join it may be planned as all schemas times all their tables.
     find_tenants constant text := format(
         'SELECT array_agg(schema_name ORDER BY schema_name <> ''template_tenant'', schema_name)
         FROM job_stats.tenants
-        WHERE schema_name ~ %L AND schema_name <> ALL ($1) AND schema_oid IN (%s)', pattern, pending
+        WHERE schema_name ~ %L AND (schema_oid IN (%s)) IS TRUE AND schema_name <> ALL ($1)', pattern, pending
     );
     this_run bigint;
     tenant_start timestamptz;
@@ -198,13 +199,11 @@ BEGIN
     RETURNING r.id INTO this_run;
     already_done := greatest(count(*) - coalesce(cardinality(queue), 0), 0)
         FROM job_stats.tenants AS t
-        WHERE t.schema_name ~ pattern AND EXISTS (
-            SELECT FROM pg_catalog.pg_class AS c
-            WHERE
-                c.relnamespace = t.schema_oid
-                AND c.relname IN ('vinted_job_stats', 'marketplace_job_stats')
-                AND c.relkind = 'r'
-        );
+        WHERE t.schema_name ~ pattern AND (t.schema_oid IN (
+            SELECT c.relnamespace
+            FROM pg_catalog.pg_class AS c
+            WHERE c.relname IN ('vinted_job_stats', 'marketplace_job_stats') AND c.relkind = 'r'
+        )) IS TRUE;
     COMMIT;
 
     WHILE queue IS NOT NULL LOOP
@@ -220,6 +219,7 @@ BEGIN
             restore := NULL;
             SET LOCAL synchronous_commit = off; -- the next synchronous commit, such as the deploy tool's mark, flushes all
             SET LOCAL row_security = off; -- an error rather than rows unseen
+            SET LOCAL plan_cache_mode = force_generic_plan; -- the helpers' queries are planned once, not in each tenant
             SET LOCAL citus.propagate_set_commands = 'local';
             EXECUTE format('SET LOCAL lock_timeout = %s', attempt * lock_timeout_ms);
             IF has_parameter_privilege('deadlock_timeout', 'SET') THEN
@@ -362,10 +362,8 @@ BEGIN
             AND i.indisunique
             AND i.indexprs IS NULL
             AND i.indnkeyatts = cardinality(columns)
-            AND columns @> (
-                SELECT array_agg(a.attname)
-                FROM pg_attribute AS a
-                WHERE a.attrelid = target AND a.attnum = ANY ((i.indkey::int2[])[0:i.indnkeyatts - 1])
+            AND (i.indkey::int2[])[0:i.indnkeyatts - 1] <@ (
+                SELECT array_agg(a.attnum) FROM pg_attribute AS a WHERE a.attrelid = target AND a.attname = ANY (columns)
             )
         ORDER BY x.relname
     LOOP
@@ -495,15 +493,24 @@ LANGUAGE plpgsql
 SET search_path = pg_catalog
 AS $procedure$
 DECLARE
-    owner constant regrole := (SELECT relowner FROM pg_class WHERE oid = origin);
+    former record;
     receiver text;
 BEGIN
-    EXECUTE format('ALTER TABLE %s OWNER TO %s', relation, owner);
+    SELECT r.relowner = o.relowner AS is_owner, r.relacl IS NULL AS has_no_grants, o.relowner::regrole AS owner
+    INTO former
+    FROM pg_class AS r, pg_class AS o
+    WHERE r.oid = relation AND o.oid = origin;
+    IF NOT former.is_owner THEN
+        EXECUTE format('ALTER TABLE %s OWNER TO %s', relation, former.owner);
+    END IF;
+    IF former.has_no_grants THEN
+        RETURN;
+    END IF;
     FOR receiver IN
         SELECT DISTINCT CASE a.grantee WHEN 0 THEN 'PUBLIC' ELSE a.grantee::regrole::text END
         FROM pg_class AS c
         CROSS JOIN aclexplode(c.relacl) AS a
-        WHERE c.oid = relation AND a.grantee <> owner
+        WHERE c.oid = relation AND a.grantee <> former.owner
     LOOP
         EXECUTE format('REVOKE ALL ON %s FROM %s', relation, receiver);
     END LOOP;
@@ -517,40 +524,45 @@ LANGUAGE plpgsql
 SET search_path = pg_catalog
 AS $procedure$
 DECLARE
-    tenant constant regnamespace := (SELECT relnamespace FROM pg_class WHERE oid = target);
-    owner constant regrole := (SELECT relowner FROM pg_class WHERE oid = target);
     later constant name[] := '{marketplace, untimed_jobs, total_duration_ms}'; -- columns that old code does not know
-    columns constant text := (
-        SELECT string_agg(quote_ident(attname), ', ' ORDER BY attnum)
-        FROM pg_attribute
-        WHERE attrelid = target AND attnum > 0 AND NOT attisdropped AND attname <> ALL (later)
-    );
-    -- An invoker must be able to read every column of the view, whichever are asked for. Who may read some only would be
-    -- refused: for them the owner reads, and the view's grants decide; but never past row-level security.
-    security_invoker constant boolean := (
-        SELECT c.relrowsecurity OR NOT EXISTS (
-            SELECT FROM pg_attribute AS a
-            CROSS JOIN aclexplode(a.attacl) AS g
-            WHERE a.attrelid = target AND NOT a.attisdropped AND g.privilege_type = 'SELECT'
-        )
-        FROM pg_class AS c
-        WHERE c.oid = target
-    );
+    origin record;
     permission text;
 BEGIN
-    IF tenant = to_regnamespace('template_tenant') THEN
+    SELECT
+        c.relnamespace::regnamespace AS tenant,
+        c.relowner AS owner,
+        (
+            SELECT string_agg(quote_ident(a.attname), ', ' ORDER BY a.attnum)
+            FROM pg_attribute AS a
+            WHERE a.attrelid = target AND a.attnum > 0 AND NOT a.attisdropped AND a.attname <> ALL (later)
+        ) AS columns,
+        -- An invoker must be able to read every column of the view, whichever are asked for. Who may read some only
+        -- would be refused: for them the owner reads, and the view's grants decide; but never past row-level security.
+        c.relrowsecurity OR NOT EXISTS (
+            SELECT FROM pg_attribute AS a
+            CROSS JOIN aclexplode(a.attacl) AS g
+            WHERE
+                a.attrelid = target
+                AND a.attacl IS NOT NULL
+                AND NOT a.attisdropped
+                AND g.privilege_type = 'SELECT'
+        ) AS security_invoker
+    INTO origin
+    FROM pg_class AS c
+    WHERE c.oid = target;
+    IF origin.tenant = to_regnamespace('template_tenant') THEN
         RETURN;
     END IF;
     EXECUTE format(
         'CREATE VIEW %s.vinted_job_stats WITH (security_invoker = %s) AS
         SELECT %s FROM %s WHERE marketplace = ''vinted'' WITH CASCADED CHECK OPTION',
-        tenant, security_invoker::text, columns, target
+        origin.tenant, origin.security_invoker::text, origin.columns, target
     );
-    CALL job_stats.hand_over(format('%s.vinted_job_stats', tenant), target);
+    CALL job_stats.hand_over(format('%s.vinted_job_stats', origin.tenant), target);
     FOR permission IN
         SELECT format(
             'GRANT %s%s ON %s.vinted_job_stats TO %s%s',
-            g.privilege_type, ' (' || quote_ident(g.column_name) || ')', tenant,
+            g.privilege_type, ' (' || quote_ident(g.column_name) || ')', origin.tenant,
             CASE g.grantee WHEN 0 THEN 'PUBLIC' ELSE g.grantee::regrole::text END,
             CASE WHEN g.is_grantable THEN ' WITH GRANT OPTION' END
         )
@@ -558,12 +570,16 @@ BEGIN
             SELECT NULL AS column_name, a.*
             FROM pg_class AS c
             CROSS JOIN aclexplode(c.relacl) AS a
-            WHERE c.oid = target AND a.grantee <> owner
+            WHERE c.oid = target AND a.grantee <> origin.owner
             UNION ALL
             SELECT c.attname, a.*
             FROM pg_attribute AS c
             CROSS JOIN aclexplode(c.attacl) AS a
-            WHERE c.attrelid = target AND NOT c.attisdropped AND c.attname <> ALL (later)
+            WHERE
+                c.attrelid = target
+                AND c.attacl IS NOT NULL
+                AND NOT c.attisdropped
+                AND c.attname <> ALL (later)
         ) AS g
     LOOP
         EXECUTE permission;
@@ -784,26 +800,36 @@ END;
 -- What each tenant is: legacy, migrated, contracted (migrated, without the legacy view and the default marketplace),
 -- missing (it has no such table) or drifted. Then problem says how, in words; otherwise it is NULL.
 CREATE VIEW job_stats.tenant_status AS
-WITH tenant_tables AS MATERIALIZED (
+WITH tables AS MATERIALIZED (
+    -- By subqueries: joins may be planned as all schemas times all their tables.
+    SELECT
+        t.*,
+        (SELECT oid FROM pg_catalog.pg_class WHERE relnamespace = t.schema_oid AND relname = 'vinted_job_stats') AS old,
+        (SELECT oid FROM pg_catalog.pg_class WHERE relnamespace = t.schema_oid AND relname = 'marketplace_job_stats')
+            AS new
+    FROM job_stats.tenants AS t
+),
+
+tenant_tables AS MATERIALIZED (
     SELECT
         t.schema_name,
-        old.relkind AS old_kind,
-        new.relkind AS new_kind,
-        archive.oid IS NOT NULL AS has_archive,
-        ARRAY(SELECT job_stats.facts(old.oid)) AS old_facts,
-        ARRAY(SELECT job_stats.facts(new.oid)) AS new_facts,
+        (SELECT relkind FROM pg_catalog.pg_class WHERE oid = t.old) AS old_kind,
+        (SELECT relkind FROM pg_catalog.pg_class WHERE oid = t.new) AS new_kind,
+        (
+            SELECT oid FROM pg_catalog.pg_class
+            WHERE relnamespace = t.schema_oid AND relname = 'marketplace_job_stats_archive'
+        ) IS NOT NULL AS has_archive,
+        ARRAY(SELECT job_stats.facts(t.old)) AS old_facts,
+        ARRAY(SELECT job_stats.facts(t.new)) AS new_facts,
         -- Clones of the template have no key of this name; they, and the template, are born without the view.
         t.schema_name <> 'template_tenant' AND EXISTS (
-            SELECT FROM pg_catalog.pg_constraint AS c
-            WHERE c.conrelid = new.oid AND c.conname = 'uq_marketplace_job_stats_action_marketplace_date'
+            SELECT FROM pg_catalog.pg_constraint
+            WHERE
+                connamespace = t.schema_oid
+                AND conrelid = t.new
+                AND conname = 'uq_marketplace_job_stats_action_marketplace_date'
         ) AS had_view
-    FROM job_stats.tenants AS t
-    LEFT JOIN pg_catalog.pg_class AS old
-        ON t.schema_oid = old.relnamespace AND old.relname = 'vinted_job_stats'
-    LEFT JOIN pg_catalog.pg_class AS new
-        ON t.schema_oid = new.relnamespace AND new.relname = 'marketplace_job_stats'
-    LEFT JOIN pg_catalog.pg_class AS archive
-        ON t.schema_oid = archive.relnamespace AND archive.relname = 'marketplace_job_stats_archive'
+    FROM tables AS t
 ),
 
 checked AS MATERIALIZED (
@@ -830,19 +856,18 @@ checked AS MATERIALIZED (
                 'check of marketplace: ebay, etsy, vinted',
                 'unique key on (action_type_id, marketplace, date)',
                 'index on (marketplace, created_at)'
-            ] || CASE WHEN has_0003 THEN ARRAY[
+            ] || CASE WHEN (
+                -- The template goes first: what it has, every migrated tenant should have.
+                SELECT 'column untimed_jobs integer' = ANY (t.new_facts)
+                FROM tenant_tables AS t
+                WHERE t.schema_name = 'template_tenant'
+            ) THEN ARRAY[
                 'column untimed_jobs integer',
                 'column total_duration_ms bigint'
             ] END) AS f (fact)
             WHERE f.fact <> ALL (t.new_facts)
         ) AS lacking
     FROM tenant_tables AS t
-    CROSS JOIN (
-        -- The template goes first: what it has, every migrated tenant should have.
-        SELECT coalesce(bool_or('column untimed_jobs integer' = ANY (new_facts)), false) AS has_0003
-        FROM tenant_tables
-        WHERE schema_name = 'template_tenant'
-    ) AS template
 ),
 
 judged AS (

@@ -20,9 +20,9 @@ CALL job_stats.for_each_tenant(
         SELECT c.relnamespace
         FROM pg_catalog.pg_class AS c
         INNER JOIN pg_catalog.pg_attribute AS a ON c.oid = a.attrelid
-        WHERE c.relname = 'marketplace_job_stats' AND c.relkind = 'r'
-        GROUP BY c.oid, c.relnamespace
-        HAVING 'marketplace' = ANY (array_agg(a.attname)) AND 'untimed_jobs' <> ALL (array_agg(a.attname))
+        WHERE c.relname = 'marketplace_job_stats' AND c.relkind = 'r' AND a.attname = 'marketplace' AND NOT EXISTS (
+            SELECT FROM pg_catalog.pg_attribute AS n WHERE n.attrelid = c.oid AND n.attname = 'untimed_jobs'
+        )
     $$,
     lock_timeout_ms => 100,
     attempts => 9,
