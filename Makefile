@@ -4,6 +4,7 @@
 #   make test               the tests; make test ARGS="-k rollback" for some of them
 #   make test-all           the tests on every PostgreSQL and Python that can be had; takes ARGS, too
 #   make lint               style, types, what the DDL would lock, and what Citus would refuse
+#   make bench              the figures of docs/benchmarks.md anew; make bench ARGS=--quick: in two minutes, printed only
 #   make clean              remove .venv and caches
 
 PYTHON = python3
@@ -22,6 +23,9 @@ test: $(VENV)/installed
 
 test-all: $(VENV)/installed
 	python -m dev.test_all
+
+bench: $(VENV)/bench-installed
+	python -m dev.bench $(ARGS)
 
 lint: $(VENV)/installed
 	ruff check
@@ -42,4 +46,9 @@ $(VENV)/installed: dev/requirements.txt
 	@python -m pip check --disable-pip-version-check
 	@touch $@
 
-.PHONY: help demo test test-all lint clean
+$(VENV)/bench-installed: dev/bench/requirements.txt $(VENV)/installed
+	@python -m pip install --disable-pip-version-check -qq --no-deps --requirement dev/bench/requirements.txt
+	@python -m pip check --disable-pip-version-check
+	@touch $@
+
+.PHONY: help demo test test-all bench lint clean

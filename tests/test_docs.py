@@ -1,4 +1,4 @@
-"""Every command in the README and the runbook works as it stands there, in that order."""
+"""Every command in the documents works as it stands there, in that order."""
 
 import re
 import subprocess
@@ -47,6 +47,33 @@ def test_commands(legacy: Connection, tmp_path: Path, document: str) -> None:
         assert set(states(legacy).values()) == {"legacy", "missing"}
 
 
+def test_many_clusters(legacy: Connection, tmp_path: Path) -> None:
+    """The commands of docs/scaling.md migrate every cluster that the service file names, and tell of each."""
+    here = libpq_env(legacy)
+    databases = {"north": legacy.info.dbname, "south": f"{legacy.info.dbname}_south"}
+    (tmp_path / "clusters.txt").write_text("".join(f"{name}\n" for name in databases))
+    services = [
+        f"[{name}]\nhost={here['PGHOST']}\nport={here['PGPORT']}\nuser={here['PGUSER']}\ndbname={dbname}\n"
+        for name, dbname in databases.items()
+    ]
+    (tmp_path / "services").write_text("".join(services))
+    env = {name: value for name, value in here.items() if not name.startswith("PG") or name == "PGPASSWORD"}
+    env |= {"PGSERVICEFILE": str(tmp_path / "services"), "PATH": f"{Path(sys.executable).parent}:{env['PATH']}"}
+    (tmp_path / "yoyo.ini").write_text((ROOT / "yoyo.ini").read_text().replace("%(here)s", str(ROOT)))
+    (commands,) = blocks("docs/scaling.md", "sh")
+    with connect(legacy, dbname="postgres") as other:
+        legacy.close()
+        other.execute(f'CREATE DATABASE "{databases["south"]}" TEMPLATE "{databases["north"]}"'.encode())
+        try:
+            done = subprocess.run(
+                ["bash", "-euo", "pipefail", "-c", commands], cwd=tmp_path, env=env, capture_output=True, text=True
+            )
+        finally:
+            other.execute(f'DROP DATABASE "{databases["south"]}" WITH (FORCE)'.encode())
+    assert done.returncode == 0, done.stderr
+    assert re.findall(r"^(\w+)\|migrated\|\d+$", done.stdout, re.MULTILINE) == ["north", "south"]
+
+
 def test_the_examples_for_developers(migrated: Connection) -> None:
     """The README's Python runs as it stands, and counts what it says."""
     printed = []
@@ -77,6 +104,6 @@ def test_the_api_page_is_up_to_date() -> None:
 
 def test_links_and_promises() -> None:
     """What the documents link to is there."""
-    for document in [ROOT / "README.md", ROOT / "docs/runbook.md", ROOT / "CHANGELOG.md"]:
-        for target in re.findall(r"\]\((?!http)([^)#]+)\)", document.read_text("utf-8")):
+    for document in [ROOT / "README.md", ROOT / "CHANGELOG.md", *ROOT.glob("docs/*.md")]:
+        for target in re.findall(r'(?:\]\(|src="|srcset=")(?!http)([^)#"]+)', document.read_text("utf-8")):
             assert (document.parent / target).exists(), f"{document.name}: {target}"

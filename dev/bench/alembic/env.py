@@ -1,0 +1,16 @@
+"""Alembic for a schema per tenant, as its cookbook has it, in a loop over all schemas."""
+
+from alembic import context
+from sqlalchemy import create_engine, text
+from sqlalchemy.pool import NullPool
+
+TENANTS = text("SELECT nspname FROM pg_namespace WHERE nspname LIKE 'user\\_%' ORDER BY nspname")
+
+with create_engine("postgresql+psycopg://", poolclass=NullPool).connect() as connection:
+    for schema in connection.scalars(TENANTS).all():
+        connection.execute(text(f'SET search_path TO "{schema}"'))
+        connection.commit()
+        connection.dialect.default_schema_name = schema
+        context.configure(connection=connection)
+        with context.begin_transaction():
+            context.run_migrations()
