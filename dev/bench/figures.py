@@ -39,7 +39,6 @@ class Target:
     figure: Figure
     at_most: float | None = None
     at_least: float | None = None
-    unit: str = ""
 
     @property
     def holds(self) -> bool:
@@ -51,9 +50,7 @@ class Target:
     @property
     def bound(self) -> str:
         """The promise in words."""
-        return (
-            f"at {'least' if self.at_most is None else 'most'} {_number(self.at_most or self.at_least or 0)}{self.unit}"
-        )
+        return f"at {'least' if self.at_most is None else 'most'} {_number(self.at_most or self.at_least or 0)}"
 
 
 @dataclass

@@ -493,24 +493,17 @@ LANGUAGE plpgsql
 SET search_path = pg_catalog
 AS $procedure$
 DECLARE
-    former record;
+    owner constant regrole := (SELECT relowner FROM pg_class WHERE oid = origin);
     receiver text;
 BEGIN
-    SELECT r.relowner = o.relowner AS is_owner, r.relacl IS NULL AS has_no_grants, o.relowner::regrole AS owner
-    INTO former
-    FROM pg_class AS r, pg_class AS o
-    WHERE r.oid = relation AND o.oid = origin;
-    IF NOT former.is_owner THEN
-        EXECUTE format('ALTER TABLE %s OWNER TO %s', relation, former.owner);
-    END IF;
-    IF former.has_no_grants THEN
-        RETURN;
+    IF owner <> (SELECT relowner FROM pg_class WHERE oid = relation) THEN
+        EXECUTE format('ALTER TABLE %s OWNER TO %s', relation, owner);
     END IF;
     FOR receiver IN
         SELECT DISTINCT CASE a.grantee WHEN 0 THEN 'PUBLIC' ELSE a.grantee::regrole::text END
         FROM pg_class AS c
         CROSS JOIN aclexplode(c.relacl) AS a
-        WHERE c.oid = relation AND a.grantee <> former.owner
+        WHERE c.oid = relation AND a.grantee <> owner
     LOOP
         EXECUTE format('REVOKE ALL ON %s FROM %s', relation, receiver);
     END LOOP;
