@@ -4,7 +4,7 @@
 #   make test               the tests; make test ARGS="-k rollback" for some of them
 #   make test-all           the tests on every PostgreSQL and Python that can be had; takes ARGS, too
 #   make lint               style, types, what the DDL would lock, and what Citus would refuse
-#   make bench              the figures of docs/benchmarks.md anew; make bench ARGS=--quick: in two minutes, printed only
+#   make bench              docs/benchmarks.md anew, in an hour; make bench ARGS=--quick: in two minutes, printed only
 #   make clean              remove .venv and caches
 
 PYTHON = python3
