@@ -261,7 +261,10 @@ class _Bench:
         def watch() -> None:
             with psycopg.connect(self.server.url(), autocommit=True) as conn:
                 while not ended.wait(0.1):
-                    for pid, held, verifies in conn.execute(backends, [database]).fetchall():
+                    found = []
+                    with suppress(psycopg.errors.OutOfMemory):  # one transaction for all leaves no lock for us either
+                        found = conn.execute(backends, [database]).fetchall()
+                    for pid, held, verifies in found:
                         locks.append(held)
                         with suppress(psutil.NoSuchProcess):
                             memory = psutil.Process(pid).memory_info()  # shared: with others, or with files
