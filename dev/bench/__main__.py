@@ -17,7 +17,7 @@ from time import perf_counter
 import psutil
 import psycopg
 
-from dev.bench import batches, blocking, plot, reading, upgrade, writing
+from dev.bench import batches, blocking, plot, reading, repeat, upgrade, writing
 from dev.bench.figures import Report, say, table
 from dev.server import Server, throwaway_server
 
@@ -69,10 +69,13 @@ def main() -> None:
     )
     print(blocks["targets"], blocks["machine"], sep="\n\n")
     if not options.quick and chosen == list(SECTIONS):
-        page = PAGE.read_text("utf-8")
+        page = before = PAGE.read_text("utf-8")
         for name, block in blocks.items():
             page = _filled(page, name, block)
         PAGE.write_text(page, "utf-8")
+        missed = repeat.not_repeated(before, page)
+        compared = len(repeat.apart(before, page))
+        print(f"\n{len(missed)} of {compared} figures did not repeat those of {PAGE.name}.", *missed, sep="\n")
         plot.lines(PAGE.with_name("upgrade"), "Upgrading all tenants", ("tenants", "seconds"), reports["upgrade"].lines)
         plot.bars(PAGE.with_name("writing"), "Counting jobs", "calls a second", reports["writing"].bars)
 
