@@ -40,6 +40,7 @@ def _ten_years(*, host: str, port: int, user: str, dbname: str, password: str | 
             """,
             [DAYS, DAYS, ACTION_TYPES, list(Marketplace)],
         )
+        conn.execute("SET LOCAL default_statistics_target = 10000")  # of all rows: plans do not hang on a sample's luck
         conn.execute("ANALYZE user_1.marketplace_job_stats")
 
 
@@ -98,8 +99,9 @@ def test_update_job_stats(ten_years: Connection, age: int, found: int) -> None:
     nodes = explain(ten_years, query, action_type_id=ACTION_TYPES)
 
     assert [[KEY]] == [node["Conflict Arbiter Indexes"] for node in nodes if "Conflict Arbiter Indexes" in node]
-    (scan,) = scans(nodes)
-    assert ("Index Scan", KEY, found) == (scan["Node Type"], scan["Index Name"], scan["Actual Rows"])
+    read = [(scan["Node Type"], scan.get("Index Name"), scan["Actual Rows"]) for scan in scans(nodes)]
+    bitmap = [("Bitmap Heap Scan", None, found), ("Bitmap Index Scan", KEY, found)]  # for a row or two, as good
+    assert read in ([("Index Scan", KEY, found)], bitmap)
     assert pages(nodes) <= 5 * PAGES  # the look-up, the new version of the row, an entry in each of three indexes
 
 
