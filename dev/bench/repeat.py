@@ -5,8 +5,8 @@ from collections.abc import Iterator
 
 Cell = tuple[str, str, str]
 FIGURE = re.compile(r"([\d.,]+)(?: \(([\d.,]+) to ([\d.,]+)\))?")
-COMPARED = re.compile("multiple|share|kB")  # ratios and sizes; anything else is as fast as the machine is in that hour
-APART_COMPARED = 0.15
+RELATIVE = re.compile("multiple|share|kB")  # ratios and sizes; anything else is as fast as the machine is in that hour
+APART_RELATIVE = 0.15
 APART_ABSOLUTE = 0.6
 
 
@@ -21,7 +21,7 @@ def not_repeated(page: str, anew: str) -> list[str]:
     return [
         f"{', '.join(cell)}: {gap:.0%} apart"
         for cell, gap in apart(page, anew).items()
-        if gap > (APART_COMPARED if COMPARED.search(" ".join(cell)) else APART_ABSOLUTE)
+        if gap > (APART_RELATIVE if RELATIVE.search(" ".join(cell)) else APART_ABSOLUTE)
     ]
 
 
