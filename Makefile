@@ -33,6 +33,7 @@ lint: $(VENV)/installed
 	mypy
 	sqlfluff lint --disable-progress-bar dev sql stats_lib
 	python -m dev.tenant_ddl $$(find sql -name '*.sql' | sort)
+	python -m dev.names $$(find sql stats_lib -name '*.sql' | sort)
 	python -m dev.portable_sql $$(find sql stats_lib -name '*.sql' | sort)
 
 clean:

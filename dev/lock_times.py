@@ -59,7 +59,6 @@ def measure(conn: psycopg.Connection[tuple[object, ...]], rows: int, file: str) 
         times = []
         with conn.transaction(force_rollback=True):
             conn.execute(f"SET LOCAL search_path = user_{rows}")
-            conn.execute("SET LOCAL job_stats.undo = ''")
             for statement in statements(file):
                 start = perf_counter()
                 conn.execute(statement.encode())
@@ -78,10 +77,12 @@ def main() -> None:
         for rows in SIZES:
             lay_out(conn, rows)
         for up in ["0002.marketplace-job-stats.sql", "0003.exact-averages.sql"]:
+            begin_run = "INSERT INTO job_stats.runs (migration, pid, to_do) VALUES (%s, pg_backend_pid(), 0)"
+            conn.execute(begin_run, [up.removesuffix(".sql")])
             report(conn, up)
             for rows in SIZES:
                 with conn.transaction():
-                    conn.execute(f"SET LOCAL search_path = user_{rows}; SET LOCAL job_stats.undo = ''")
+                    conn.execute(f"SET LOCAL search_path = user_{rows}")
                     for statement in statements(up):
                         conn.execute(statement.encode())
         for rows in SIZES:

@@ -33,7 +33,8 @@ def _statement(name: str) -> Callable[[str], sql.SQL]:
     text, add = (files(__package__).joinpath(file).read_text("utf-8") for file in (name, "add_to_row.sql"))
     for jobs in ("job", "excluded"):
         text = text.replace(f"{{{jobs}_added}}", add.replace("{jobs}", jobs))
-    statement = sql.SQL(re.sub(r"(\s|--.*)+", " ", text).strip())
+    text = re.sub(r"(\s|--.*)+", " ", text).replace("( ", "(").replace(" )", ")")
+    statement = sql.SQL(text.strip())
 
     @lru_cache(maxsize=128)
     def in_schema(schema: str) -> sql.SQL:

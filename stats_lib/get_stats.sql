@@ -4,12 +4,12 @@
 -- at a time. So action_types goes from each action type to the next, by one look-up each, and OFFSET 0 has the days of
 -- each looked up by themselves. Without, PostgreSQL before 18 reads the whole table, which grows for ever.
 WITH RECURSIVE action_types (id) AS (
-    SELECT min(action_type_id)
+    SELECT pg_catalog.min(action_type_id)
     FROM {table}
     WHERE action_type_id BETWEEN %(first_action_type_id)s AND %(last_action_type_id)s
     UNION ALL
     SELECT (
-        SELECT min(action_type_id)
+        SELECT pg_catalog.min(action_type_id)
         FROM {table}
         WHERE action_type_id > action_types.id AND action_type_id <= %(last_action_type_id)s
     )
@@ -19,7 +19,7 @@ WITH RECURSIVE action_types (id) AS (
 
 SELECT stats.*
 FROM action_types
-CROSS JOIN unnest(%(marketplaces)s::text[]) AS marketplaces (marketplace)
+CROSS JOIN pg_catalog.unnest(%(marketplaces)s::pg_catalog.text[]) AS marketplaces (marketplace)
 CROSS JOIN LATERAL (
     SELECT
         id,
@@ -33,9 +33,9 @@ CROSS JOIN LATERAL (
         created_at
     FROM {table}
     WHERE action_type_id = action_types.id
-        AND marketplace = marketplaces.marketplace
-        AND date > (now() AT TIME ZONE 'UTC')::date - %(days)s::integer
-        AND date <= (now() AT TIME ZONE 'UTC')::date
+        AND marketplace::pg_catalog.text = marketplaces.marketplace
+        AND date > (pg_catalog.now() AT TIME ZONE 'UTC')::pg_catalog.date - %(days)s::integer
+        AND date <= (pg_catalog.now() AT TIME ZONE 'UTC')::pg_catalog.date
     OFFSET 0
 ) AS stats
 ORDER BY stats.date DESC, stats.marketplace, stats.action_type_id

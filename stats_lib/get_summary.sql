@@ -2,10 +2,10 @@
 --
 -- Why action_types and OFFSET 0: see get_stats.sql. When a row's total_duration_ms is believed: see add_to_row.sql.
 WITH RECURSIVE action_types (id) AS (
-    SELECT min(action_type_id)
+    SELECT pg_catalog.min(action_type_id)
     FROM {table}
     UNION ALL
-    SELECT (SELECT min(action_type_id) FROM {table} WHERE action_type_id > action_types.id)
+    SELECT (SELECT pg_catalog.min(action_type_id) FROM {table} WHERE action_type_id > action_types.id)
     FROM action_types
     WHERE action_types.id IS NOT NULL
 )
@@ -13,13 +13,15 @@ WITH RECURSIVE action_types (id) AS (
 SELECT
     marketplaces.marketplace,
     totals.*
-FROM unnest(%(marketplaces)s::text[]) AS marketplaces (marketplace)
+FROM pg_catalog.unnest(%(marketplaces)s::pg_catalog.text[]) AS marketplaces (marketplace)
 CROSS JOIN LATERAL (
     SELECT
-        coalesce(sum(total_jobs), 0) AS total_jobs,
-        coalesce(sum(success_count), 0) AS success_count,
-        coalesce(sum(failure_count), 0) AS failure_count,
-        round(sum(total_duration_ms) / nullif(sum(timed_jobs), 0))::bigint AS avg_duration_ms -- NULL if none was timed
+        coalesce(pg_catalog.sum(total_jobs), 0) AS total_jobs,
+        coalesce(pg_catalog.sum(success_count), 0) AS success_count,
+        coalesce(pg_catalog.sum(failure_count), 0) AS failure_count,
+        pg_catalog.round(
+            pg_catalog.sum(total_duration_ms) / nullif(pg_catalog.sum(timed_jobs), 0)::numeric
+        )::bigint AS avg_duration_ms -- NULL if none was timed
     FROM action_types
     CROSS JOIN LATERAL (
         SELECT
@@ -43,9 +45,9 @@ CROSS JOIN LATERAL (
             END AS timed_jobs
         ) AS old
         WHERE action_type_id = action_types.id
-            AND marketplace = marketplaces.marketplace
-            AND date > (now() AT TIME ZONE 'UTC')::date - %(days)s::integer
-            AND date <= (now() AT TIME ZONE 'UTC')::date
+            AND marketplace::pg_catalog.text = marketplaces.marketplace
+            AND date > (pg_catalog.now() AT TIME ZONE 'UTC')::pg_catalog.date - %(days)s::integer
+            AND date <= (pg_catalog.now() AT TIME ZONE 'UTC')::pg_catalog.date
         OFFSET 0
     ) AS stats
 ) AS totals

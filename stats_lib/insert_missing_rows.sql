@@ -12,14 +12,14 @@ INSERT INTO {table} (action_type_id, marketplace, date)
 SELECT DISTINCT
     j.action_type_id,
     j.marketplace,
-    coalesce(j.date, (now() AT TIME ZONE 'UTC')::date) AS date
-FROM unnest(%(action_type_ids)s::integer[], %(marketplaces)s::varchar[], %(dates)s::date[])
+    coalesce(j.date, (pg_catalog.now() AT TIME ZONE 'UTC')::pg_catalog.date) AS date
+FROM unnest(%(action_type_ids)s::integer[], %(marketplaces)s::pg_catalog.text[], %(dates)s::pg_catalog.date[])
 AS j (action_type_id, marketplace, date)
 WHERE NOT EXISTS (
     SELECT FROM {table} AS stats
     WHERE stats.action_type_id = j.action_type_id
-        AND stats.marketplace = j.marketplace
-        AND stats.date = coalesce(j.date, (now() AT TIME ZONE 'UTC')::date)
+        AND stats.marketplace::pg_catalog.text = j.marketplace
+        AND stats.date = coalesce(j.date, (pg_catalog.now() AT TIME ZONE 'UTC')::pg_catalog.date)
 )
 ORDER BY action_type_id, marketplace, date
 ON CONFLICT (action_type_id, marketplace, date) DO NOTHING

@@ -15,8 +15,8 @@ WITH updated AS (
             coalesce(%(duration_ms)s, 0) AS total_duration_ms
     ) AS job
     WHERE action_type_id = %(action_type_id)s
-        AND marketplace = %(marketplace)s
-        AND date = coalesce(%(date)s, (now() AT TIME ZONE 'UTC')::date)
+        AND marketplace::pg_catalog.text = %(marketplace)s
+        AND date = coalesce(%(date)s, (pg_catalog.now() AT TIME ZONE 'UTC')::pg_catalog.date)
     RETURNING 1
 )
 
@@ -34,7 +34,7 @@ INSERT INTO {table} AS stats (
 SELECT
     %(action_type_id)s,
     %(marketplace)s,
-    coalesce(%(date)s, (now() AT TIME ZONE 'UTC')::date),
+    coalesce(%(date)s, (pg_catalog.now() AT TIME ZONE 'UTC')::pg_catalog.date),
     1,
     %(success)s::integer,
     (NOT %(success)s)::integer,

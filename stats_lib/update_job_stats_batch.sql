@@ -6,16 +6,16 @@ WITH jobs AS (
     SELECT
         j.action_type_id,
         j.marketplace,
-        coalesce(j.date, (now() AT TIME ZONE 'UTC')::date) AS date,
-        sum(j.successes + j.failures)::bigint AS total_jobs,
-        sum(j.successes)::bigint AS success_count,
-        sum(j.failures)::bigint AS failure_count,
-        sum(j.untimed_jobs)::bigint AS untimed_jobs,
-        sum(j.total_duration_ms)::bigint AS total_duration_ms
+        coalesce(j.date, (pg_catalog.now() AT TIME ZONE 'UTC')::pg_catalog.date) AS date,
+        pg_catalog.sum(j.successes + j.failures)::bigint AS total_jobs,
+        pg_catalog.sum(j.successes)::bigint AS success_count,
+        pg_catalog.sum(j.failures)::bigint AS failure_count,
+        pg_catalog.sum(j.untimed_jobs)::bigint AS untimed_jobs,
+        pg_catalog.sum(j.total_duration_ms)::bigint AS total_duration_ms
     FROM unnest(
         %(action_type_ids)s::integer[],
-        %(marketplaces)s::varchar[],
-        %(dates)s::date[],
+        %(marketplaces)s::pg_catalog.text[],
+        %(dates)s::pg_catalog.date[],
         %(successes)s::bigint[],
         %(failures)s::bigint[],
         %(untimed_jobs)s::bigint[],
@@ -29,7 +29,7 @@ job AS (
     FROM {table} AS stats
     INNER JOIN jobs
         ON stats.action_type_id = jobs.action_type_id
-        AND stats.marketplace = jobs.marketplace
+        AND stats.marketplace::pg_catalog.text = jobs.marketplace
         AND stats.date = jobs.date
     ORDER BY stats.action_type_id, stats.marketplace, stats.date
     FOR NO KEY UPDATE OF stats
@@ -40,9 +40,9 @@ updated AS (
     SET (total_jobs, success_count, failure_count, avg_duration_ms, untimed_jobs, total_duration_ms) = ({job_added})
     FROM job
     WHERE stats.action_type_id = job.action_type_id
-        AND stats.marketplace = job.marketplace
+        AND stats.marketplace::pg_catalog.text = job.marketplace
         AND stats.date = job.date
-    RETURNING stats.action_type_id, stats.marketplace, stats.date
+    RETURNING job.action_type_id, job.marketplace, job.date
 )
 
 INSERT INTO {table} AS stats (
@@ -72,12 +72,7 @@ SELECT
     untimed_jobs,
     total_duration_ms
 FROM jobs
-WHERE NOT EXISTS (
-    SELECT FROM updated
-    WHERE updated.action_type_id = jobs.action_type_id
-        AND updated.marketplace = jobs.marketplace
-        AND updated.date = jobs.date
-)
+WHERE (action_type_id, marketplace, date) NOT IN (SELECT * FROM updated)
 ORDER BY action_type_id, marketplace, date
 ON CONFLICT (action_type_id, marketplace, date) DO UPDATE
 SET (total_jobs, success_count, failure_count, avg_duration_ms, untimed_jobs, total_duration_ms) = ({excluded_added})

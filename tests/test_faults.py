@@ -257,6 +257,7 @@ def test_a_role_without_rights_on_some_tenants(legacy: Connection) -> None:
     legacy.execute(sql.SQL("GRANT CREATE ON DATABASE {} TO legacy_migrator").format(sql.Identifier(legacy.info.dbname)))
     legacy.execute("GRANT CREATE ON SCHEMA public TO legacy_migrator")
     legacy.execute("GRANT USAGE ON SCHEMA vinted TO legacy_migrator")
+    legacy.execute("GRANT REFERENCES ON vinted.action_types TO legacy_migrator")
 
     def hand_over(schemas: list[str]) -> None:
         for schema in schemas:

@@ -331,20 +331,20 @@ def test_the_toolkit_stays_while_a_tenant_is_migrated(legacy: Connection) -> Non
 
 
 def test_the_journal_tells_what_was_done(legacy: Connection) -> None:
-    """A row per tenant and attempt: which migration, the outcome, the problem, and how to restore what was dropped."""
+    """A row per tenant and attempt: which migration, the outcome, the problem. What restores is kept apart from it."""
     legacy.execute("CREATE TABLE user_1.marketplace_job_stats ()")
     yoyo(legacy, "apply")
     journal = {
         row[0]: row[1:]
-        for row in legacy.execute(
-            "SELECT schema_name, migration, attempt, outcome, problem, undo FROM job_stats.journal"
-        )
+        for row in legacy.execute("SELECT schema_name, migration, attempt, outcome, problem FROM job_stats.journal")
     }
     assert len(journal) == 20
     assert journal["user_1"][:3] == ("0002.marketplace-job-stats", 1, "failed")
     assert journal["user_1"][3] == 'relation "marketplace_job_stats" already exists'
     assert journal["user_schema_key"][:4] == ("0002.marketplace-job-stats", 1, "done", None)
-    assert "ADD CONSTRAINT uq_user_schema_key_job_stats_action_date UNIQUE" in journal["user_schema_key"][4]
+    restore = "SELECT restore FROM job_stats.dropped WHERE target = 'user_schema_key.marketplace_job_stats'::regclass"
+    (script,) = column(legacy, restore)
+    assert "ADD CONSTRAINT uq_user_schema_key_job_stats_action_date UNIQUE" in script
 
 
 def test_a_primary_key_on_action_and_day_is_refused(legacy: Connection) -> None:

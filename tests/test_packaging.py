@@ -1,6 +1,7 @@
 """What `pip install` gets."""
 
 import re
+import shlex
 import subprocess
 import sys
 import tomllib
@@ -61,7 +62,7 @@ def test_migrations_from_the_wheel(legacy: Connection, wheel: Path, tmp_path: Pa
     environment = {**libpq_env(legacy), "PYTHONPATH": str(target)}
 
     def yoyo(arguments: str) -> str:
-        run = [sys.executable, "-m", "yoyo", *arguments.split()]
+        run = [sys.executable, "-m", "yoyo", *shlex.split(arguments)]
         done = subprocess.run(run, cwd=tmp_path, env=environment, capture_output=True, text=True)
         assert done.returncode == 0, done.stdout + done.stderr
         return done.stdout

@@ -12,6 +12,18 @@
 --     does what is left, and touches no tenant that is done.
 --   * One runner at a time, by an advisory lock that its session holds.
 
+-- All of this runs beside what tenants have made, and leaves no name for them to take: here, and in each routine, which
+-- has its search_path pinned, names mean PostgreSQL's own or ours. Rows of tenants are touched by as_owner() only.
+-- SECURITY.md says why.
+SET LOCAL search_path = pg_catalog, pg_temp;
+DO $$
+BEGIN
+    IF pg_catalog.current_setting('search_path') OPERATOR(pg_catalog.<>) 'pg_catalog, pg_temp' THEN
+        RAISE EXCEPTION 'this file is to be run in one transaction: by yoyo, or with psql --single-transaction';
+    END IF;
+END
+$$;
+
 -- It is no tenant's: where Citus makes each new schema a distributed one, this one stays on the coordinator.
 SET LOCAL citus.enable_schema_based_sharding = off; -- noqa: PRS
 CREATE SCHEMA job_stats;
@@ -21,7 +33,7 @@ CREATE VIEW job_stats.tenants AS
 SELECT
     oid AS schema_oid,
     nspname AS schema_name
-FROM pg_catalog.pg_namespace
+FROM pg_namespace
 WHERE nspname = 'template_tenant' OR starts_with(nspname::text, 'user_');
 
 
@@ -46,12 +58,23 @@ CREATE TABLE job_stats.journal (
     milliseconds numeric NOT NULL,
     attempt integer NOT NULL,
     outcome text NOT NULL CONSTRAINT ck_journal_outcome CHECK (outcome IN ('done', 'rehearsed', 'locked', 'failed')),
-    problem text, -- NULL if there was none
-    undo text -- SQL that restores what was dropped, name for name; NULL if it is not to be run, or has been
+    problem text -- NULL if there was none
 );
 
 CREATE INDEX ix_journal_schema_name ON job_stats.journal (schema_name);
 CREATE INDEX ix_journal_run_id ON job_stats.journal (run_id);
+
+-- What migrations have dropped from a table: the SQL that restores it, name for name. It is run as whoever rolls back, so
+-- nobody but the toolkit's owner may write it: it is kept here, not in a setting, which a tenant's code could change.
+CREATE TABLE job_stats.dropped (
+    target regclass NOT NULL,
+    migration text NOT NULL,
+    restore text NOT NULL,
+    CONSTRAINT pk_dropped PRIMARY KEY (target, migration)
+);
+
+-- The archives that fold_marketplaces() made: what else has their name is not believed.
+CREATE TABLE job_stats.archives (archive regclass CONSTRAINT pk_archives PRIMARY KEY);
 
 -- The runs, newest first, to watch from another session while one goes on.
 CREATE VIEW job_stats.progress AS
@@ -60,7 +83,7 @@ SELECT
     r.migration,
     CASE
         WHEN r.finished_at IS NOT NULL THEN 'ended'
-        WHEN r.pid IN (SELECT l.pid FROM pg_catalog.pg_locks AS l WHERE l.locktype = 'advisory') THEN 'running'
+        WHEN r.pid IN (SELECT l.pid FROM pg_locks AS l WHERE l.locktype = 'advisory') THEN 'running'
         ELSE 'killed'
     END AS state,
     j.done,
@@ -89,34 +112,282 @@ CREATE FUNCTION job_stats.lock_holders(tenant name)
 RETURNS text
 LANGUAGE sql
 STABLE
-BEGIN ATOMIC
+SET search_path = pg_catalog, pg_temp
+AS $function$
     SELECT coalesce(string_agg(DISTINCT format(
         'pid %s (%s, in a transaction since %s)',
         coalesce(l.pid::text, 'none'),
         coalesce(nullif(a.application_name, ''), a.usename, a.backend_type, 'a prepared transaction'),
         coalesce(a.xact_start::timestamptz(0)::text, 'a time that is hidden')
     ), ', '), 'a transaction that has ended')
-    FROM pg_catalog.pg_locks AS l
-    LEFT JOIN pg_catalog.pg_stat_activity AS a ON l.pid = a.pid
+    FROM pg_locks AS l
+    LEFT JOIN pg_stat_activity AS a ON l.pid = a.pid
     WHERE
         l.granted
         AND l.pid IS DISTINCT FROM pg_backend_pid()
-        AND l.database = (SELECT d.oid FROM pg_catalog.pg_database AS d WHERE d.datname = current_database())
+        AND l.database = (SELECT d.oid FROM pg_database AS d WHERE d.datname = current_database())
         AND l.relation IN (
-            SELECT c.oid FROM pg_catalog.pg_class AS c
+            SELECT c.oid FROM pg_class AS c
             WHERE c.relnamespace = to_regnamespace(quote_ident(tenant)) AND c.relname LIKE '%job_stats%'
             UNION ALL
-            SELECT f.confrelid FROM pg_catalog.pg_constraint AS f
+            SELECT f.confrelid FROM pg_constraint AS f
             WHERE f.connamespace = to_regnamespace(quote_ident(tenant)) AND f.contype = 'f'
         );
-END;
+$function$;
 
--- Runs several statements as one: Citus refuses more than one in an EXECUTE.
-CREATE PROCEDURE job_stats.run_script(script text)
+-- The tenants that are still to be tried in a run: those among the schemas that the query pending returns (their oids)
+-- whose whole name matches job_stats.tenants, template_tenant first. NULL if there are none.
+CREATE FUNCTION job_stats.tenants_to_try(run_id bigint, pending text)
+RETURNS name[]
 LANGUAGE plpgsql
+SET search_path = pg_catalog, pg_temp
+AS $function$
+DECLARE
+    found name[];
+BEGIN
+    -- IS TRUE makes the IN a lookup in a hash table. As a join it may be planned as all schemas times all their tables.
+    EXECUTE format(
+        'SELECT array_agg(schema_name ORDER BY schema_name <> ''template_tenant'', schema_name)
+        FROM job_stats.tenants
+        WHERE
+            schema_name ~ %L
+            AND (schema_oid IN (%s)) IS TRUE
+            AND schema_name NOT IN (SELECT schema_name FROM job_stats.journal WHERE run_id = $1 AND outcome <> ''locked'')',
+        job_stats.canary(), pending
+    ) INTO found USING run_id;
+    RETURN found;
+END
+$function$;
+
+-- Which tenants a run is limited to, by a regular expression for their whole name: the setting job_stats.tenants.
+CREATE FUNCTION job_stats.canary()
+RETURNS text
+LANGUAGE sql
+STABLE
+SET search_path = pg_catalog, pg_temp
+AS $function$
+    SELECT '^(' || coalesce(nullif(current_setting('job_stats.tenants', true), ''), '.*') || ')$';
+$function$;
+
+-- Whether scripts are only tried, and rolled back: the setting job_stats.dry_run.
+CREATE FUNCTION job_stats.is_rehearsal()
+RETURNS boolean
+LANGUAGE sql
+STABLE
+SET search_path = pg_catalog, pg_temp
+AS $function$
+    SELECT coalesce(nullif(current_setting('job_stats.dry_run', true), '')::boolean, false);
+$function$;
+
+-- Begins a run, or refuses to: one runner at a time.
+CREATE PROCEDURE job_stats.start_run(migration text, pending text, INOUT run_id bigint, INOUT already_done integer)
+LANGUAGE plpgsql
+SET search_path = pg_catalog, pg_temp
+AS $procedure$
+DECLARE
+    to_do integer;
+BEGIN
+    IF current_setting('transaction_isolation') <> 'read committed' THEN -- else a script overlooks what it waited for
+        RAISE EXCEPTION 'the isolation level must be read committed, not %', current_setting('transaction_isolation')
+        USING HINT = $$PGOPTIONS='-c default_transaction_isolation=read\ committed'$$;
+    END IF;
+    IF NOT pg_try_advisory_lock('pg_namespace'::regclass::integer, 'job_stats'::regnamespace::integer) THEN
+        RAISE EXCEPTION 'the tenants are being migrated already, by pid %', (
+            SELECT l.pid
+            FROM pg_locks AS l
+            INNER JOIN pg_database AS d ON l.database = d.oid
+            WHERE
+                (l.classid, l.objid) = ('pg_namespace'::regclass, 'job_stats'::regnamespace)
+                AND l.locktype = 'advisory'
+                AND l.granted
+                AND d.datname = current_database()
+        )
+        USING HINT = 'It goes on even if its client died. Wait for its end, or pg_terminate_backend(pid); then repeat.';
+    END IF;
+    IF NOT EXISTS (SELECT FROM job_stats.tenants AS t WHERE t.schema_name ~ job_stats.canary())
+        AND current_setting('job_stats.tenants', true) <> '' THEN
+        RAISE EXCEPTION 'no tenant matches %', job_stats.canary()
+        USING HINT = 'See job_stats.tenants: the setting, and the view.';
+    END IF;
+
+    -- Of tables that are gone: their oid may be another's one day.
+    DELETE FROM job_stats.dropped AS d WHERE NOT EXISTS (SELECT FROM pg_class AS c WHERE c.oid = d.target);
+    DELETE FROM job_stats.archives AS a WHERE NOT EXISTS (SELECT FROM pg_class AS c WHERE c.oid = a.archive);
+
+    to_do := coalesce(cardinality(job_stats.tenants_to_try(0, pending)), 0);
+    INSERT INTO job_stats.runs AS r (migration, pid, to_do)
+    VALUES (migration, pg_backend_pid(), to_do)
+    RETURNING r.id INTO run_id;
+    already_done := greatest(count(*) - to_do, 0)
+        FROM job_stats.tenants AS t
+        WHERE t.schema_name ~ job_stats.canary() AND (t.schema_oid IN (
+            SELECT c.relnamespace
+            FROM pg_class AS c
+            WHERE c.relname IN ('vinted_job_stats', 'marketplace_job_stats') AND c.relkind = 'r'
+        )) IS TRUE;
+END
+$procedure$;
+
+-- The tenants of a run's next pass, NULL if there is none: template_tenant alone, and nobody after it if it failed; then
+-- all others. After a pass in which some were locked comes a pause, and an attempt that waits longer, up to attempts.
+CREATE PROCEDURE job_stats.next_pass(
+    run_id bigint, pending text, lock_timeout_ms integer, attempts integer, INOUT attempt integer, INOUT queue name[]
+)
+LANGUAGE plpgsql
+SET search_path = pg_catalog, pg_temp
+AS $procedure$
+DECLARE
+    seen record;
+BEGIN
+    SELECT
+        coalesce(bool_or(j.outcome = 'locked' AND j.attempt = next_pass.attempt), false) AS some_locked,
+        coalesce(bool_or(j.outcome = 'failed' AND j.schema_name = 'template_tenant'), false) AS template_failed
+    INTO seen
+    FROM job_stats.journal AS j
+    WHERE j.run_id = next_pass.run_id;
+    queue := NULL;
+    IF seen.template_failed OR (seen.some_locked AND attempt = attempts) THEN
+        RETURN;
+    END IF;
+    IF seen.some_locked THEN
+        PERFORM pg_sleep(attempt * 3 * lock_timeout_ms / 1000.0);
+        attempt := attempt + 1;
+    END IF;
+    queue := job_stats.tenants_to_try(run_id, pending);
+    IF queue[1] = 'template_tenant' THEN
+        queue := queue[1:1];
+    END IF;
+END
+$procedure$;
+
+-- Runs a script whose unqualified names are the tenant's. As one statement: Citus refuses more than one in an EXECUTE.
+CREATE PROCEDURE job_stats.run_script(tenant name, script text, lock_timeout_ms integer)
+LANGUAGE plpgsql
+SET search_path = pg_catalog, pg_temp
+AS $procedure$
+DECLARE
+    block constant text := 'DO ' || quote_literal('BEGIN ' || script || E'\nEND');
+BEGIN
+    SET LOCAL citus.propagate_set_commands = 'local';
+    EXECUTE format('SET LOCAL lock_timeout = %s', lock_timeout_ms);
+    IF NOT has_schema_privilege(tenant, 'USAGE') THEN
+        RAISE insufficient_privilege USING MESSAGE = 'permission denied for schema ' || tenant;
+    END IF;
+    PERFORM set_config('search_path', quote_ident(tenant) || ', pg_temp', true);
+    EXECUTE block;
+END
+$procedure$;
+
+-- Runs a script in one tenant, and writes into the journal how it ended.
+CREATE PROCEDURE job_stats.run_in_tenant(
+    run_id bigint, migration text, tenant name, script text, attempt integer, lock_timeout_ms integer
+)
+LANGUAGE plpgsql
+SET search_path = pg_catalog, pg_temp
+AS $procedure$
+DECLARE
+    start constant timestamptz := clock_timestamp();
+    result text := 'done';
+    reason text;
+BEGIN
+    SET LOCAL synchronous_commit = off; -- the next synchronous commit, such as the deploy tool's mark, flushes all
+    SET LOCAL row_security = off; -- an error rather than rows unseen
+    SET LOCAL plan_cache_mode = force_generic_plan; -- the helpers' queries are planned once, not in each tenant
+    IF has_parameter_privilege('deadlock_timeout', 'SET') THEN
+        SET LOCAL deadlock_timeout = '10ms'; -- the victim of a deadlock is to be this run, not old code
+    END IF;
+    BEGIN
+        CALL job_stats.run_script(tenant, script, attempt * lock_timeout_ms);
+        IF job_stats.is_rehearsal() THEN
+            result := 'rehearsed';
+            RAISE EXCEPTION 'to be rolled back';
+        END IF;
+    EXCEPTION
+        WHEN OTHERS THEN
+            IF result = 'rehearsed' THEN -- a variable, not the error's code: a tenant's code can raise any
+                NULL;
+            ELSIF to_regnamespace(quote_ident(tenant)) IS NULL THEN -- the tenant has been dropped
+                RETURN;
+            ELSIF SQLSTATE IN ('55P03', '40P01') THEN -- lock_not_available, deadlock_detected
+                result := 'locked';
+                reason := 'locked by ' || job_stats.lock_holders(tenant);
+            ELSE
+                result := 'failed';
+                GET STACKED DIAGNOSTICS reason = PG_EXCEPTION_DETAIL;
+                reason := concat_ws(
+                    ' ', SQLERRM, nullif(reason, ''),
+                    CASE SQLSTATE WHEN '42501' THEN format('(as role %I: docs/grants.sql)', current_user) END
+                );
+            END IF;
+    END;
+    INSERT INTO job_stats.journal (run_id, migration, schema_name, milliseconds, attempt, outcome, problem)
+    VALUES (
+        run_id, migration, tenant, round((extract(epoch FROM clock_timestamp() - start) * 1000)::numeric, 1), attempt,
+        result, reason
+    );
+END
+$procedure$;
+
+-- Ends a run.
+CREATE PROCEDURE job_stats.finish_run(run_id bigint)
+LANGUAGE plpgsql
+SET search_path = pg_catalog, pg_temp
 AS $procedure$
 BEGIN
-    EXECUTE 'DO ' || quote_literal('BEGIN ' || script || E'\nEND');
+    UPDATE job_stats.runs AS r SET finished_at = clock_timestamp() WHERE r.id = run_id;
+    PERFORM pg_advisory_unlock('pg_namespace'::regclass::integer, 'job_stats'::regnamespace::integer);
+END
+$procedure$;
+
+-- Says how a run ended, or raises: if tenants were left, or if others than psql might take it for the whole.
+CREATE PROCEDURE job_stats.report_run(
+    run_id bigint, attempts integer,
+    INOUT done integer, INOUT already_done integer, INOUT failed integer, INOUT slowest_ms numeric, INOUT seconds numeric
+)
+LANGUAGE plpgsql
+SET search_path = pg_catalog, pg_temp
+AS $procedure$
+DECLARE
+    run record;
+    template_failed boolean;
+    failures text[];
+BEGIN
+    SELECT
+        r.migration,
+        CASE WHEN job_stats.is_rehearsal() THEN 'rehearsed' ELSE 'done' END AS outcome,
+        round(extract(epoch FROM r.finished_at - r.started_at)::numeric, 1) AS seconds
+    INTO run
+    FROM job_stats.runs AS r
+    WHERE r.id = run_id;
+    SELECT
+        count(*) FILTER (WHERE j.outcome IN ('done', 'rehearsed')),
+        coalesce(max(j.milliseconds), 0),
+        run.seconds,
+        coalesce(bool_or(j.left_over AND j.schema_name = 'template_tenant'), false),
+        coalesce(array_agg(format('%s: %s', j.schema_name, j.problem) ORDER BY j.id) FILTER (WHERE j.left_over), '{}')
+    INTO done, slowest_ms, seconds, template_failed, failures
+    FROM (
+        SELECT *, outcome = 'failed' OR (outcome = 'locked' AND attempt = attempts) AS left_over
+        FROM job_stats.journal
+    ) AS j
+    WHERE j.run_id = report_run.run_id;
+    failed := cardinality(failures);
+
+    IF failed > 0 THEN
+        RAISE EXCEPTION '%: % %, % done before, % FAILED', run.migration, done, run.outcome, already_done, failed
+        USING
+            DETAIL = array_to_string(
+                failures[1:50] || CASE WHEN failed > 50 THEN '... all are in job_stats.journal' END, E'\n'
+            ),
+            HINT = CASE
+                WHEN template_failed THEN 'No tenant is touched before template_tenant. '
+                ELSE 'A tenant that failed is as it was. '
+            END || 'Mend the cause, then run the same command again: it does what is left.';
+    ELSIF (job_stats.is_rehearsal() OR current_setting('job_stats.tenants', true) <> '')
+        AND current_setting('application_name') <> 'psql' THEN
+        RAISE EXCEPTION '%: % %, none failed, slowest % ms', run.migration, done, run.outcome, slowest_ms
+        USING HINT = 'An error, lest this be marked as applied: job_stats.dry_run or job_stats.tenants is set.';
+    END IF;
 END
 $procedure$;
 
@@ -131,6 +402,9 @@ $procedure$;
 --
 -- Returns how many tenants were done (or rehearsed), were done before, failed; the most milliseconds that one
 -- took, which no lock outlasts; and the seconds of the whole.
+--
+-- A procedure that commits cannot pin its search_path. So this one names no operator, nor function, nor type that its
+-- caller's path could lead astray.
 CREATE PROCEDURE job_stats.for_each_tenant(
     migration text,
     pending text,
@@ -146,184 +420,57 @@ CREATE PROCEDURE job_stats.for_each_tenant(
 LANGUAGE plpgsql
 AS $procedure$
 DECLARE
-    dry_run constant boolean := coalesce(nullif(current_setting('job_stats.dry_run', true), ''), 'off');
-    canary constant text := nullif(current_setting('job_stats.tenants', true), '');
-    pattern constant text := '^(' || coalesce(canary, '.*') || ')$';
-    caller_path constant text := current_setting('search_path');
-    start constant timestamptz := clock_timestamp();
-    -- IS TRUE makes the IN a lookup in a hash table. As a join it may be planned as all schemas times all their tables.
-    find_tenants constant text := format(
-        'SELECT array_agg(schema_name ORDER BY schema_name <> ''template_tenant'', schema_name)
-        FROM job_stats.tenants
-        WHERE schema_name ~ %L AND (schema_oid IN (%s)) IS TRUE AND schema_name <> ALL ($1)', pattern, pending
-    );
     this_run bigint;
-    tenant_start timestamptz;
-    tenant_ms numeric;
+    queue pg_catalog.name[];
+    tenant pg_catalog.name;
     attempt integer := 1;
-    queue name[];
-    tenant name;
-    tried name[] := '{}'; -- done, rehearsed or failed: not again in this run
-    result text;
-    reason text;
-    restore text;
-    locked text[];
-    failures text[] := '{}';
 BEGIN
     COMMIT; -- in a transaction block this fails here, not after the first tenant
-    IF current_setting('transaction_isolation') <> 'read committed' THEN -- else a script overlooks what it waited for
-        RAISE EXCEPTION 'the isolation level must be read committed, not %', current_setting('transaction_isolation')
-        USING HINT = $$PGOPTIONS='-c default_transaction_isolation=read\ committed'$$;
-    END IF;
-
-    IF NOT pg_try_advisory_lock('pg_namespace'::regclass::integer, 'job_stats'::regnamespace::integer) THEN
-        RAISE EXCEPTION 'the tenants are being migrated already, by pid %', (
-            SELECT l.pid
-            FROM pg_catalog.pg_locks AS l
-            INNER JOIN pg_catalog.pg_database AS d ON l.database = d.oid
-            WHERE
-                (l.classid, l.objid) = ('pg_namespace'::regclass, 'job_stats'::regnamespace)
-                AND l.locktype = 'advisory'
-                AND l.granted
-                AND d.datname = current_database()
-        )
-        USING HINT = 'It goes on even if its client died. Wait for its end, or pg_terminate_backend(pid); then repeat.';
-    END IF;
-
-    IF canary IS NOT NULL AND NOT EXISTS (SELECT FROM job_stats.tenants AS t WHERE t.schema_name ~ pattern) THEN
-        RAISE EXCEPTION 'no tenant matches %', pattern USING HINT = 'See job_stats.tenants: the setting, and the view.';
-    END IF;
-    EXECUTE find_tenants INTO queue USING tried;
-    INSERT INTO job_stats.runs AS r (migration, pid, to_do)
-    VALUES (migration, pg_backend_pid(), coalesce(cardinality(queue), 0))
-    RETURNING r.id INTO this_run;
-    already_done := greatest(count(*) - coalesce(cardinality(queue), 0), 0)
-        FROM job_stats.tenants AS t
-        WHERE t.schema_name ~ pattern AND (t.schema_oid IN (
-            SELECT c.relnamespace
-            FROM pg_catalog.pg_class AS c
-            WHERE c.relname IN ('vinted_job_stats', 'marketplace_job_stats') AND c.relkind = 'r'
-        )) IS TRUE;
+    CALL job_stats.start_run(migration, pending, this_run, already_done);
     COMMIT;
-
-    WHILE queue IS NOT NULL LOOP
-        IF queue[1] = 'template_tenant' THEN
-            queue := queue[1:1];
-        END IF;
-
-        locked := '{}';
+    LOOP
+        CALL job_stats.next_pass(this_run, pending, lock_timeout_ms, attempts, attempt, queue);
+        EXIT WHEN queue IS NULL;
         FOREACH tenant IN ARRAY queue LOOP
-            tenant_start := clock_timestamp();
-            result := 'done';
-            reason := NULL;
-            restore := NULL;
-            SET LOCAL synchronous_commit = off; -- the next synchronous commit, such as the deploy tool's mark, flushes all
-            SET LOCAL row_security = off; -- an error rather than rows unseen
-            SET LOCAL plan_cache_mode = force_generic_plan; -- the helpers' queries are planned once, not in each tenant
-            SET LOCAL citus.propagate_set_commands = 'local';
-            EXECUTE format('SET LOCAL lock_timeout = %s', attempt * lock_timeout_ms);
-            IF has_parameter_privilege('deadlock_timeout', 'SET') THEN
-                SET LOCAL deadlock_timeout = '10ms'; -- the victim of a deadlock is to be this run, not old code
-            END IF;
-            BEGIN
-                PERFORM
-                    set_config('search_path', quote_ident(tenant) || ', pg_temp', true),
-                    set_config('job_stats.undo', '', true);
-                IF current_schema() IS DISTINCT FROM tenant THEN
-                    RAISE insufficient_privilege USING MESSAGE = 'permission denied for schema ' || tenant;
-                END IF;
-                CALL job_stats.run_script(run);
-                IF dry_run THEN
-                    RAISE SQLSTATE 'JS000';
-                END IF;
-                restore := current_setting('job_stats.undo');
-                PERFORM set_config('search_path', caller_path, true);
-            EXCEPTION
-                WHEN SQLSTATE 'JS000' THEN
-                    result := 'rehearsed';
-                WHEN lock_not_available OR deadlock_detected THEN
-                    result := 'locked';
-                    reason := 'locked by ' || job_stats.lock_holders(tenant);
-                    locked := locked || format('%s: %s', tenant, reason);
-                WHEN OTHERS THEN
-                    CONTINUE WHEN to_regnamespace(quote_ident(tenant)) IS NULL; -- the tenant has been dropped
-                    result := 'failed';
-                    GET STACKED DIAGNOSTICS reason = PG_EXCEPTION_DETAIL;
-                    reason := concat_ws(' ', SQLERRM, nullif(reason, ''));
-                    failures := failures || format('%s: %s', tenant, reason);
-            END;
-            tenant_ms := round((extract(epoch FROM clock_timestamp() - tenant_start) * 1000)::numeric, 1);
-            INSERT INTO job_stats.journal
-                (run_id, migration, schema_name, milliseconds, attempt, outcome, problem, undo)
-            VALUES (this_run, migration, tenant, tenant_ms, attempt, result, reason, restore);
+            CALL job_stats.run_in_tenant(this_run, migration, tenant, run, attempt, lock_timeout_ms);
             COMMIT;
-
-            slowest_ms := greatest(slowest_ms, tenant_ms);
-            IF result <> 'locked' THEN
-                tried := tried || tenant;
-            END IF;
-            IF result IN ('done', 'rehearsed') THEN
-                done := done + 1;
-            END IF;
         END LOOP;
-
-        EXIT WHEN queue = '{template_tenant}' AND failures <> '{}';
-        IF locked <> '{}' THEN
-            IF attempt = attempts THEN
-                failures := failures || locked;
-                EXIT;
-            END IF;
-            PERFORM pg_sleep(attempt * 3 * lock_timeout_ms / 1000.0);
-            attempt := attempt + 1;
-        END IF;
-        EXECUTE find_tenants INTO queue USING tried;
     END LOOP;
-
-    UPDATE job_stats.runs AS r SET finished_at = clock_timestamp() WHERE r.id = this_run;
+    CALL job_stats.finish_run(this_run);
     COMMIT;
-    PERFORM pg_advisory_unlock('pg_namespace'::regclass::integer, 'job_stats'::regnamespace::integer);
-    failed := cardinality(failures);
-    seconds := round(extract(epoch FROM clock_timestamp() - start)::numeric, 1);
-
-    IF failed > 0 THEN
-        RAISE EXCEPTION '%: % %, % done before, % FAILED',
-            migration, done, CASE WHEN dry_run THEN 'rehearsed' ELSE 'done' END, already_done, failed
-        USING
-            DETAIL = array_to_string(
-                failures[1:50] || CASE WHEN failed > 50 THEN '... all are in job_stats.journal' END, E'\n'
-            ),
-            HINT = CASE
-                WHEN queue = '{template_tenant}' THEN 'No tenant is touched before template_tenant. '
-                ELSE 'A tenant that failed is as it was. '
-            END || 'Mend the cause, then run the same command again: it does what is left.';
-    ELSIF (dry_run OR canary IS NOT NULL) AND current_setting('application_name') <> 'psql' THEN
-        RAISE EXCEPTION '%: % %, none failed, slowest % ms',
-            migration, done, CASE WHEN dry_run THEN 'rehearsed' ELSE 'done' END, slowest_ms
-        USING HINT = 'An error, lest this be marked as applied: job_stats.dry_run or job_stats.tenants is set.';
-    END IF;
+    CALL job_stats.report_run(this_run, attempts, done, already_done, failed, slowest_ms, seconds);
 END
 $procedure$;
 
 
 ---- For the scripts ----
 
--- Procedures with a search_path of their own keep their plans from one tenant to the next; the others work on the
--- tenant that search_path names. What restores the things they drop, as SQL, goes to the setting job_stats.undo, and
--- thence into the journal.
+-- The helpers get a tenant's table as a regclass, and name nothing else of the tenant's but by its oid.
 
-CREATE PROCEDURE job_stats.drop_and_remember(drop_it text, undo text)
+-- Drops something of a table, and remembers how to restore it.
+CREATE PROCEDURE job_stats.drop_and_remember(target regclass, drop_it text, restore text)
 LANGUAGE plpgsql
+SET search_path = pg_catalog, pg_temp
 AS $procedure$
 BEGIN
     EXECUTE drop_it;
-    PERFORM set_config('job_stats.undo', undo || E'\n' || current_setting('job_stats.undo'), true);
+    INSERT INTO job_stats.dropped AS d (target, migration, restore)
+    SELECT drop_and_remember.target, r.migration, drop_and_remember.restore
+    FROM job_stats.runs AS r
+    WHERE r.pid = pg_backend_pid() AND r.finished_at IS NULL
+    ORDER BY r.id DESC
+    LIMIT 1
+    ON CONFLICT ON CONSTRAINT pk_dropped DO UPDATE SET restore = d.restore || E'\n' || excluded.restore;
+    IF NOT FOUND THEN
+        RAISE EXCEPTION 'only a script of job_stats.for_each_tenant may drop what its rollback is to restore';
+    END IF;
 END
 $procedure$;
 
 -- Drops the unique keys on exactly these columns, in any order: constraints and indexes, whatever they are called.
 CREATE PROCEDURE job_stats.drop_unique_keys(target regclass, columns name[])
 LANGUAGE plpgsql
-SET search_path = pg_catalog
+SET search_path = pg_catalog, pg_temp
 AS $procedure$
 DECLARE
     key record;
@@ -345,15 +492,20 @@ BEGIN
                     WHEN c.oid IS NULL THEN pg_get_indexdef(i.indexrelid) || ';'
                     ELSE format('ALTER TABLE %s ADD CONSTRAINT %I %s;', target, c.conname, pg_get_constraintdef(c.oid))
                 END,
-                CASE WHEN c.oid IS NOT NULL THEN
-                    format('ALTER INDEX %s SET (', i.indexrelid::regclass) || array_to_string(x.reloptions, ', ') || ');'
-                END,
+                CASE WHEN c.oid IS NOT NULL THEN (
+                    SELECT format(
+                        'ALTER INDEX %s SET (%s);',
+                        i.indexrelid::regclass, string_agg(format('%I = %L', o.option_name, o.option_value), ', ')
+                    )
+                    FROM pg_options_to_table(x.reloptions) AS o
+                    HAVING count(*) > 0
+                ) END,
                 format('COMMENT ON INDEX %s IS ', i.indexrelid::regclass)
                 || quote_literal(obj_description(i.indexrelid, 'pg_class')) || ';',
                 format('COMMENT ON CONSTRAINT %s ON %s IS ', quote_ident(c.conname), target)
                 || quote_literal(obj_description(c.oid, 'pg_constraint')) || ';',
                 CASE WHEN i.indisclustered THEN format('ALTER TABLE %s CLUSTER ON %I;', target, x.relname) END
-            ) AS undo
+            ) AS restore
         FROM pg_index AS i
         INNER JOIN pg_class AS x ON i.indexrelid = x.oid
         LEFT JOIN pg_constraint AS c ON i.indrelid = c.conrelid AND i.indexrelid = c.conindid
@@ -370,66 +522,117 @@ BEGIN
         IF key.other_use <> '' THEN
             RAISE EXCEPTION '% is %: give the table another one first', key.index_name, key.other_use;
         END IF;
-        CALL job_stats.drop_and_remember(key.drop_it, key.undo);
+        CALL job_stats.drop_and_remember(target, key.drop_it, key.restore);
     END LOOP;
 END
 $procedure$;
 
--- Drops the foreign keys that point at the table referenced, if that exists.
+-- Drops the foreign keys that point at the table referenced, if that exists. They come back NOT VALID, which reads no row,
+-- and those that were valid are validated with the rights of the table's owner.
 CREATE PROCEDURE job_stats.drop_foreign_keys(target regclass, referenced text)
 LANGUAGE plpgsql
-SET search_path = pg_catalog
+SET search_path = pg_catalog, pg_temp
 AS $procedure$
 DECLARE
     key record;
 BEGIN
     FOR key IN
         SELECT
+            c.conname,
             format('ALTER TABLE %s DROP CONSTRAINT %I', target, c.conname) AS drop_it,
             concat_ws(
                 E'\n',
-                format('CALL job_stats.add_foreign_key(%L, %L, %L);', target, c.conname, pg_get_constraintdef(c.oid)),
+                format('ALTER TABLE %s ADD CONSTRAINT %I %s', target, c.conname, pg_get_constraintdef(c.oid))
+                || CASE WHEN c.convalidated THEN ' NOT VALID' ELSE '' END || ';',
+                CASE WHEN c.convalidated THEN
+                    format('CALL job_stats.validate_foreign_key(%L, %L);', target, c.conname)
+                END,
                 format('COMMENT ON CONSTRAINT %I ON %s IS ', c.conname, target)
                 || quote_literal(obj_description(c.oid, 'pg_constraint')) || ';'
-            ) AS undo
+            ) AS restore
         FROM pg_constraint AS c
         WHERE c.conrelid = target AND c.contype = 'f' AND c.confrelid = to_regclass(referenced)
         ORDER BY c.conname
     LOOP
-        CALL job_stats.drop_and_remember(key.drop_it, key.undo);
+        CALL job_stats.check_foreign_key(target, key.conname); -- now, rather than at the rollback
+        CALL job_stats.drop_and_remember(target, key.drop_it, key.restore);
     END LOOP;
 END
 $procedure$;
 
--- Adds a foreign key, NOT VALID if there are rows that violate it: they stay, and new ones are checked.
-CREATE PROCEDURE job_stats.add_foreign_key(target regclass, key name, definition text)
+-- Raises if a foreign key could not be restored: without REFERENCES; or if it compares a type of the tenant's own, whose cast
+-- PostgreSQL may run with the rights of the table that the key points at.
+CREATE PROCEDURE job_stats.check_foreign_key(target regclass, key name)
 LANGUAGE plpgsql
-SET search_path = pg_catalog
+SET search_path = pg_catalog, pg_temp
 AS $procedure$
+DECLARE
+    found record;
 BEGIN
-    EXECUTE format('ALTER TABLE %s ADD CONSTRAINT %I %s', target, key, definition);
-EXCEPTION
-    WHEN foreign_key_violation THEN
-        EXECUTE format('ALTER TABLE %s ADD CONSTRAINT %I %s NOT VALID', target, key, definition);
+    SELECT
+        c.confrelid::regclass AS referenced,
+        has_any_column_privilege(c.confrelid, 'REFERENCES') AS may_reference,
+        (
+            SELECT string_agg(format_type(t.oid, NULL), ', ')
+            FROM pg_attribute AS a
+            INNER JOIN pg_type AS t ON a.atttypid = t.oid
+            LEFT JOIN pg_type AS b ON t.typbasetype = b.oid
+            WHERE a.attrelid = target AND a.attnum = ANY (c.conkey)
+                AND coalesce(b.typnamespace, t.typnamespace) <> 'pg_catalog'::regnamespace
+        ) AS own_types
+    INTO found
+    FROM pg_constraint AS c
+    WHERE c.conrelid = target AND c.conname = key;
+    IF NOT found.may_reference THEN
+        RAISE EXCEPTION 'foreign key % could not be restored: permission denied for table %', key, found.referenced
+        USING DETAIL = format('(GRANT REFERENCES ON %s TO %I.)', found.referenced, current_user);
+    ELSIF found.own_types <> '' THEN
+        RAISE EXCEPTION 'foreign key % compares a type that is not PostgreSQL''s, %', key, found.own_types
+        USING DETAIL = '(Give its column an integer type, or drop the key.)';
+    END IF;
 END
 $procedure$;
 
--- Restores what the tenant's last run of a migration dropped; otherwise is for tenants that were born migrated.
-CREATE PROCEDURE job_stats.restore_dropped(migration text, otherwise text)
+-- Marks a foreign key as valid, unless there are rows that violate it: they stay, and new ones are checked.
+CREATE PROCEDURE job_stats.validate_foreign_key(target regclass, key name)
 LANGUAGE plpgsql
+SET search_path = pg_catalog, pg_temp
 AS $procedure$
 DECLARE
-    script text := (
-        SELECT j.undo
-        FROM job_stats.journal AS j
-        WHERE j.schema_name = current_schema() AND j.migration = restore_dropped.migration AND j.undo IS NOT NULL
-        ORDER BY j.id DESC
-        LIMIT 1
-    );
+    valid boolean;
 BEGIN
-    CALL job_stats.run_script(coalesce(script, otherwise));
-    UPDATE job_stats.journal AS j SET undo = NULL
-    WHERE j.schema_name = current_schema() AND j.migration = restore_dropped.migration AND j.undo IS NOT NULL;
+    CALL job_stats.check_foreign_key(target, key);
+    CALL job_stats.as_owner(target, format('job_stats.validate_rows(%L, %L)', target, key), valid);
+END
+$procedure$;
+
+CREATE FUNCTION job_stats.validate_rows(target regclass, key name)
+RETURNS boolean
+LANGUAGE plpgsql
+SET search_path = pg_catalog, pg_temp
+AS $function$
+BEGIN
+    EXECUTE format('ALTER TABLE %s VALIDATE CONSTRAINT %I', target, key);
+    RETURN true;
+EXCEPTION
+    WHEN foreign_key_violation THEN
+        RETURN false;
+END
+$function$;
+
+-- Restores what a migration dropped from a table. For tables that were born migrated there is the script otherwise, in
+-- which %s is the table.
+CREATE PROCEDURE job_stats.restore_dropped(target regclass, migration text, otherwise text)
+LANGUAGE plpgsql
+SET search_path = pg_catalog, pg_temp
+AS $procedure$
+DECLARE
+    script text;
+BEGIN
+    DELETE FROM job_stats.dropped AS d
+    WHERE d.target = restore_dropped.target AND d.migration = restore_dropped.migration
+    RETURNING d.restore INTO script;
+    EXECUTE 'DO ' || quote_literal('BEGIN ' || coalesce(script, format(otherwise, target)) || E'\nEND');
 END
 $procedure$;
 
@@ -437,7 +640,7 @@ $procedure$;
 -- other constraints. A name that would grow beyond 63 bytes stays, and that of a sequence that is in use.
 CREATE PROCEDURE job_stats.rename_parts(former_name name, target regclass)
 LANGUAGE plpgsql
-SET search_path = pg_catalog
+SET search_path = pg_catalog, pg_temp
 AS $procedure$
 DECLARE
     table_name constant name := (SELECT relname FROM pg_class WHERE oid = target);
@@ -485,36 +688,126 @@ END
 $procedure$;
 
 
----- Job statistics: the legacy view, folding and unfolding ----
+---- With the rights of a table's owner ----
+
+-- Whoever reads or changes rows runs what their table's owner hung on it: triggers, rules, checks, generated columns,
+-- policies, casts, and index expressions even when a query is planned. As owner that is harmless, but SET ROLE is left by
+-- RESET ROLE. What cannot be left is what PostgreSQL does for a materialized view when it refreshes it: it runs the query
+-- as the view's owner, forbids to change the role, to make temporary tables, cursors or prepared statements, and to defer
+-- triggers, and takes back the settings. So such a view of the owner's calls the function, and is dropped again. It is made
+-- in our schema, where the owner can neither name nor rename it.
+--
+-- Not needed where the owner could do all that we can: it is a superuser, or the role that migrates.
+CREATE PROCEDURE job_stats.as_owner(target regclass, call text, INOUT result boolean)
+LANGUAGE plpgsql
+SET search_path = pg_catalog, pg_temp
+AS $procedure$
+DECLARE
+    origin record;
+BEGIN
+    SELECT
+        c.relforcerowsecurity AS forced,
+        n.nspname AS schema_name,
+        o.rolname AS owner,
+        o.rolsuper OR o.rolname = current_user AS trusted,
+        has_schema_privilege(o.oid, n.oid, 'USAGE') AS finds_it
+    INTO origin
+    FROM pg_class AS c
+    INNER JOIN pg_namespace AS n ON c.relnamespace = n.oid
+    INNER JOIN pg_roles AS o ON c.relowner = o.oid
+    WHERE c.oid = target;
+    IF NOT origin.trusted AND EXISTS (SELECT FROM pg_extension WHERE extname = 'citus') THEN
+        RAISE EXCEPTION 'rows of % are to be changed with the rights of its owner, %: on Citus, migrate as that role',
+            target, origin.owner;
+    END IF;
+
+    SET CONSTRAINTS ALL IMMEDIATE; -- such a view's query cannot defer triggers, and ALTER TABLE refuses while some wait
+    IF origin.forced THEN
+        EXECUTE format('ALTER TABLE %s NO FORCE ROW LEVEL SECURITY', target); -- all rows, or some would be lost
+    END IF;
+    IF origin.trusted THEN
+        EXECUTE 'SELECT ' || call INTO result;
+    ELSE
+        IF NOT origin.finds_it THEN
+            EXECUTE format('GRANT USAGE ON SCHEMA %I TO %I', origin.schema_name, origin.owner);
+        END IF;
+        EXECUTE 'CREATE MATERIALIZED VIEW job_stats.call AS SELECT ' || call || ' AS result WITH NO DATA';
+        CALL job_stats.hand_over('job_stats.call', target);
+        BEGIN
+            REFRESH MATERIALIZED VIEW job_stats.call;
+        EXCEPTION
+            WHEN insufficient_privilege THEN
+                RAISE EXCEPTION '% (with the rights of the table''s owner, %)', SQLERRM, origin.owner;
+        END;
+        SELECT c.result INTO result FROM job_stats.call AS c;
+        DROP MATERIALIZED VIEW job_stats.call;
+        IF NOT origin.finds_it THEN
+            EXECUTE format('REVOKE USAGE ON SCHEMA %I FROM %I', origin.schema_name, origin.owner);
+        END IF;
+    END IF;
+    IF origin.forced THEN
+        EXECUTE format('ALTER TABLE %s FORCE ROW LEVEL SECURITY', target);
+    END IF;
+END
+$procedure$;
 
 -- Gives a new relation the owner of the table it stems from, and takes back what default privileges have granted.
 CREATE PROCEDURE job_stats.hand_over(relation regclass, origin regclass)
 LANGUAGE plpgsql
-SET search_path = pg_catalog
+SET search_path = pg_catalog, pg_temp
 AS $procedure$
 DECLARE
     owner constant regrole := (SELECT relowner FROM pg_class WHERE oid = origin);
+    home constant regnamespace := (SELECT relnamespace FROM pg_class WHERE oid = relation);
+    may_own constant boolean := has_schema_privilege(owner, home, 'CREATE');
     receiver text;
 BEGIN
-    IF owner <> (SELECT relowner FROM pg_class WHERE oid = relation) THEN
-        EXECUTE format('ALTER TABLE %s OWNER TO %s', relation, owner);
-    END IF;
     FOR receiver IN
         SELECT DISTINCT CASE a.grantee WHEN 0 THEN 'PUBLIC' ELSE a.grantee::regrole::text END
         FROM pg_class AS c
         CROSS JOIN aclexplode(c.relacl) AS a
-        WHERE c.oid = relation AND a.grantee <> owner
+        WHERE c.oid = relation AND a.grantee <> c.relowner
     LOOP
         EXECUTE format('REVOKE ALL ON %s FROM %s', relation, receiver);
     END LOOP;
+    IF owner <> (SELECT relowner FROM pg_class WHERE oid = relation) THEN
+        IF NOT may_own THEN -- which ALTER TABLE asks for, for this moment
+            EXECUTE format('GRANT CREATE ON SCHEMA %s TO %s', home, owner);
+        END IF;
+        EXECUTE format('ALTER TABLE %s OWNER TO %s', relation, owner);
+        IF NOT may_own THEN
+            EXECUTE format('REVOKE CREATE ON SCHEMA %s FROM %s', home, owner);
+        END IF;
+    END IF;
 END
 $procedure$;
+
+
+---- Job statistics: the legacy view, folding and unfolding ----
+
+-- What others than its owner may do with a relation: with all of it, where column_name is NULL, or with a column.
+CREATE FUNCTION job_stats.grants(relation oid)
+RETURNS TABLE (column_name name, grantee oid, privilege_type text, is_grantable boolean)
+LANGUAGE sql
+STABLE
+SET search_path = pg_catalog, pg_temp
+AS $function$
+    SELECT NULL, a.grantee, a.privilege_type, a.is_grantable
+    FROM pg_class AS c
+    CROSS JOIN aclexplode(c.relacl) AS a
+    WHERE c.oid = relation AND a.grantee <> c.relowner
+    UNION ALL
+    SELECT t.attname, a.grantee, a.privilege_type, a.is_grantable
+    FROM pg_attribute AS t
+    CROSS JOIN aclexplode(t.attacl) AS a
+    WHERE t.attrelid = relation AND t.attacl IS NOT NULL AND NOT t.attisdropped;
+$function$;
 
 -- Shows target's Vinted rows under the legacy name and in the legacy columns, for old code to read and write as before,
 -- with the table's owner and grants. Not in the template: CREATE TABLE ... LIKE a view would copy no keys.
 CREATE PROCEDURE job_stats.create_legacy_view(target regclass)
 LANGUAGE plpgsql
-SET search_path = pg_catalog
+SET search_path = pg_catalog, pg_temp
 AS $procedure$
 DECLARE
     later constant name[] := '{marketplace, untimed_jobs, total_duration_ms}'; -- columns that old code does not know
@@ -523,7 +816,6 @@ DECLARE
 BEGIN
     SELECT
         c.relnamespace::regnamespace AS tenant,
-        c.relowner AS owner,
         (
             SELECT string_agg(quote_ident(a.attname), ', ' ORDER BY a.attnum)
             FROM pg_attribute AS a
@@ -532,13 +824,7 @@ BEGIN
         -- An invoker must be able to read every column of the view, whichever are asked for. Who may read some only
         -- would be refused: for them the owner reads, and the view's grants decide; but never past row-level security.
         c.relrowsecurity OR NOT EXISTS (
-            SELECT FROM pg_attribute AS a
-            CROSS JOIN aclexplode(a.attacl) AS g
-            WHERE
-                a.attrelid = target
-                AND a.attacl IS NOT NULL
-                AND NOT a.attisdropped
-                AND g.privilege_type = 'SELECT'
+            SELECT FROM job_stats.grants(target) AS g WHERE g.column_name IS NOT NULL AND g.privilege_type = 'SELECT'
         ) AS security_invoker
     INTO origin
     FROM pg_class AS c
@@ -548,7 +834,7 @@ BEGIN
     END IF;
     EXECUTE format(
         'CREATE VIEW %s.vinted_job_stats WITH (security_invoker = %s) AS
-        SELECT %s FROM %s WHERE marketplace = ''vinted'' WITH CASCADED CHECK OPTION',
+        SELECT %s FROM %s WHERE marketplace::text = ''vinted'' WITH CASCADED CHECK OPTION',
         origin.tenant, origin.security_invoker::text, origin.columns, target
     );
     CALL job_stats.hand_over(format('%s.vinted_job_stats', origin.tenant), target);
@@ -559,21 +845,8 @@ BEGIN
             CASE g.grantee WHEN 0 THEN 'PUBLIC' ELSE g.grantee::regrole::text END,
             CASE WHEN g.is_grantable THEN ' WITH GRANT OPTION' END
         )
-        FROM (
-            SELECT NULL AS column_name, a.*
-            FROM pg_class AS c
-            CROSS JOIN aclexplode(c.relacl) AS a
-            WHERE c.oid = target AND a.grantee <> origin.owner
-            UNION ALL
-            SELECT c.attname, a.*
-            FROM pg_attribute AS c
-            CROSS JOIN aclexplode(c.attacl) AS a
-            WHERE
-                c.attrelid = target
-                AND c.attacl IS NOT NULL
-                AND NOT c.attisdropped
-                AND c.attname <> ALL (later)
-        ) AS g
+        FROM job_stats.grants(target) AS g
+        WHERE (g.column_name <> ALL (later)) IS NOT FALSE
     LOOP
         EXECUTE permission;
     END LOOP;
@@ -583,38 +856,88 @@ $procedure$;
 -- Folds the marketplaces of a day and action type into one row, as legacy code counts: into Vinted's, or else the
 -- oldest. The rows as they were go to marketplace_job_stats_archive, from which unfold_marketplaces() restores them.
 -- A tenant that has only Vinted's rows gets no archive.
-CREATE PROCEDURE job_stats.fold_marketplaces()
+CREATE PROCEDURE job_stats.fold_marketplaces(target regclass)
 LANGUAGE plpgsql
+SET search_path = pg_catalog, pg_temp
 AS $procedure$
+DECLARE
+    tenant constant regnamespace := (SELECT relnamespace FROM pg_class WHERE oid = target);
+    archive constant text := format('%s.marketplace_job_stats_archive', tenant);
+    needed boolean;
+    folded boolean;
 BEGIN
-    IF NOT EXISTS (SELECT FROM marketplace_job_stats WHERE marketplace <> 'vinted') THEN
+    CALL job_stats.as_owner(target, format('job_stats.has_other_marketplaces(%L)', target), needed);
+    IF NOT needed THEN
         RETURN;
     END IF;
+    EXECUTE format( -- WITH NO DATA, nothing of the table is planned or read
+        'CREATE TABLE %s AS
+        SELECT
+            s.*,
+            NULL::bigint AS folded_id,
+            NULL::bigint AS folded_total_jobs,
+            NULL::bigint AS folded_success_count,
+            NULL::bigint AS folded_failure_count,
+            NULL::numeric AS folded_avg_duration_ms
+        FROM %s AS s
+        WITH NO DATA', archive, target
+    );
+    EXECUTE format('ALTER TABLE %s REPLICA IDENTITY FULL', archive); -- it may be published: FOR ALL TABLES
+    CALL job_stats.hand_over(archive, target);
+    INSERT INTO job_stats.archives (archive) VALUES (archive::regclass);
+    CALL job_stats.as_owner(target, format('job_stats.fold_rows(%L)', target), folded);
+END
+$procedure$;
 
-    CREATE TABLE marketplace_job_stats_archive AS
+-- The functions below run as the owner. So that triggers find what they name, the tenant's schema is their search_path;
+-- so they cast and qualify what its owner could take: varchar to text, and functions of any type.
+
+CREATE FUNCTION job_stats.has_other_marketplaces(target regclass)
+RETURNS boolean
+LANGUAGE plpgsql
+SET search_path = pg_catalog, pg_temp
+AS $function$
+DECLARE
+    found boolean;
+BEGIN
+    EXECUTE format('SELECT EXISTS (SELECT FROM %s WHERE marketplace::text <> ''vinted'')', target) INTO found;
+    RETURN found;
+END
+$function$;
+
+CREATE FUNCTION job_stats.fold_rows(target regclass)
+RETURNS boolean
+LANGUAGE plpgsql
+SET search_path = pg_catalog, pg_temp
+AS $function$
+DECLARE
+    tenant constant regnamespace := (SELECT relnamespace FROM pg_class WHERE oid = target);
+BEGIN
+    PERFORM set_config('search_path', tenant::text || ', pg_temp', true);
+    INSERT INTO marketplace_job_stats_archive
     SELECT
         s.*,
-        first_value(s.id) OVER (days ORDER BY s.marketplace <> 'vinted', s.id) AS folded_id,
-        sum(s.total_jobs) OVER days AS folded_total_jobs,
-        sum(s.success_count) OVER days AS folded_success_count,
-        sum(s.failure_count) OVER days AS folded_failure_count,
-        round(
-            sum(s.avg_duration_ms::numeric * s.total_jobs) OVER days
-            / nullif(sum(s.total_jobs) FILTER (WHERE s.avg_duration_ms IS NOT NULL) OVER days, 0)
-        ) AS folded_avg_duration_ms
+        pg_catalog.first_value(s.id) OVER (days ORDER BY s.marketplace::text <> 'vinted', s.id),
+        pg_catalog.sum(s.total_jobs) OVER days,
+        pg_catalog.sum(s.success_count) OVER days,
+        pg_catalog.sum(s.failure_count) OVER days,
+        pg_catalog.round(
+            pg_catalog.sum(s.avg_duration_ms::numeric * s.total_jobs::numeric) OVER days
+            / nullif(
+                pg_catalog.sum(s.total_jobs::numeric) FILTER (WHERE s.avg_duration_ms IS NOT NULL) OVER days, 0::numeric
+            )
+        )
     FROM marketplace_job_stats AS s
     WHERE (s.action_type_id, s.date) IN (
-        SELECT o.action_type_id, o.date FROM marketplace_job_stats AS o WHERE o.marketplace <> 'vinted'
+        SELECT o.action_type_id, o.date FROM marketplace_job_stats AS o WHERE o.marketplace::text <> 'vinted'
     )
     WINDOW days AS (PARTITION BY s.action_type_id, s.date);
-    ALTER TABLE marketplace_job_stats_archive REPLICA IDENTITY FULL; -- it may be published: FOR ALL TABLES
-    CALL job_stats.hand_over('marketplace_job_stats_archive', 'marketplace_job_stats');
 
     -- A row elsewhere that refers to one that is folded makes the DELETE fail, unless its foreign key changes it instead.
     IF EXISTS (
         SELECT FROM pg_catalog.pg_trigger AS t -- which has an index by table, and pg_constraint none by confrelid
         INNER JOIN pg_catalog.pg_constraint AS c ON t.tgconstraint = c.oid AND t.tgrelid = c.confrelid
-        WHERE t.tgrelid = (SELECT to_regclass('marketplace_job_stats')) AND c.confdeltype NOT IN ('a', 'r')
+        WHERE t.tgrelid = target::oid AND c.confdeltype NOT IN ('a', 'r')
     ) AND EXISTS (SELECT FROM marketplace_job_stats_archive AS a WHERE a.id <> a.folded_id) THEN
         RAISE EXCEPTION 'a foreign key with an ON DELETE action would change what refers to folded rows'
         USING DETAIL = '(Make it ON DELETE NO ACTION until the rollback is done.)';
@@ -622,7 +945,9 @@ BEGIN
 
     DELETE FROM marketplace_job_stats AS s
     USING marketplace_job_stats_archive AS a
-    WHERE (s.action_type_id, s.marketplace, s.date) = (a.action_type_id, a.marketplace, a.date) AND a.id <> a.folded_id;
+    WHERE
+        (s.action_type_id, s.marketplace::text, s.date) = (a.action_type_id, a.marketplace::text, a.date)
+        AND a.id <> a.folded_id;
 
     UPDATE marketplace_job_stats AS s
     SET
@@ -632,26 +957,82 @@ BEGIN
         failure_count = a.folded_failure_count,
         avg_duration_ms = a.folded_avg_duration_ms
     FROM marketplace_job_stats_archive AS a
-    WHERE (s.action_type_id, s.marketplace, s.date) = (a.action_type_id, a.marketplace, a.date) AND a.id = a.folded_id;
-
-    SET CONSTRAINTS ALL IMMEDIATE; -- ALTER TABLE refuses while deferred checks are pending
+    WHERE
+        (s.action_type_id, s.marketplace::text, s.date) = (a.action_type_id, a.marketplace::text, a.date)
+        AND a.id = a.folded_id;
+    RETURN true;
 END
-$procedure$;
+$function$;
+
+-- Leaves to Vinted what is archived of rows that old code has deleted since: to be called by as_owner().
+CREATE FUNCTION job_stats.forget_deleted(target regclass)
+RETURNS boolean
+LANGUAGE plpgsql
+SET search_path = pg_catalog, pg_temp
+AS $function$
+BEGIN
+    EXECUTE format(
+        'DELETE FROM %s.marketplace_job_stats_archive WHERE folded_id NOT IN (SELECT id FROM %s)',
+        (SELECT relnamespace::regnamespace FROM pg_class WHERE oid = target), target
+    );
+    RETURN true;
+END
+$function$;
 
 -- Restores what fold_marketplaces() archived, and credits to Vinted what legacy code has counted since. Refuses where
 -- it would have to guess: where a folded row is gone, or counts less than it did.
-CREATE PROCEDURE job_stats.unfold_marketplaces()
+CREATE PROCEDURE job_stats.unfold_marketplaces(target regclass)
 LANGUAGE plpgsql
+SET search_path = pg_catalog, pg_temp
 AS $procedure$
 DECLARE
-    lost text[];
-    columns text;
+    found record;
+    unfolded boolean;
 BEGIN
-    IF to_regclass('marketplace_job_stats_archive') IS NULL THEN
-        RETURN;
+    SELECT
+        format('%s.%I', a.relnamespace::regnamespace, a.relname) AS name,
+        a.relkind = 'r' AND a.relowner = t.relowner AND a.oid IN (SELECT k.archive FROM job_stats.archives AS k)
+            AS believed
+    INTO found
+    FROM pg_class AS t
+    INNER JOIN pg_class AS a ON t.relnamespace = a.relnamespace AND a.relname = 'marketplace_job_stats_archive'
+    WHERE t.oid = target;
+    IF found.believed THEN
+        CALL job_stats.as_owner(target, format('job_stats.unfold_rows(%L)', target), unfolded);
+        EXECUTE format('DROP TABLE %s', found.name);
+        DELETE FROM job_stats.archives AS k WHERE NOT EXISTS (SELECT FROM pg_class AS c WHERE c.oid = k.archive);
+    ELSIF found.name <> '' THEN
+        RAISE EXCEPTION '% is none that a rollback here has made', found.name
+        USING DETAIL = '(Rename or drop it. If it was moved here with its tenant, see "Roll back" in docs/runbook.md.)';
     END IF;
+END
+$procedure$;
 
-    SELECT array_agg(DISTINCT format('action type %s on %s', a.action_type_id, a.date)) INTO lost
+CREATE FUNCTION job_stats.unfold_rows(target regclass)
+RETURNS boolean
+LANGUAGE plpgsql
+SET search_path = pg_catalog, pg_temp
+AS $function$
+DECLARE
+    tenant constant regnamespace := (SELECT relnamespace FROM pg_class WHERE oid = target);
+    columns constant text := (
+        SELECT string_agg(quote_ident(t.attname), ', ')
+        FROM pg_attribute AS t
+        INNER JOIN pg_attribute AS a USING (attname)
+        WHERE
+            t.attrelid = target
+            AND a.attrelid = to_regclass(format('%s.marketplace_job_stats_archive', tenant))
+            AND t.attnum > 0
+            AND t.attgenerated = ''
+    );
+    insert_others constant text := format(
+        'INSERT INTO marketplace_job_stats (%1$s) OVERRIDING SYSTEM VALUE
+        SELECT %1$s FROM marketplace_job_stats_archive WHERE id <> folded_id', columns
+    );
+    lost text[];
+BEGIN
+    PERFORM set_config('search_path', tenant::text || ', pg_temp', true);
+    SELECT pg_catalog.array_agg(DISTINCT pg_catalog.format('action type %s on %s', a.action_type_id, a.date)) INTO lost
     FROM marketplace_job_stats_archive AS a
     LEFT JOIN marketplace_job_stats AS s
         ON a.folded_id = s.id AND a.action_type_id = s.action_type_id AND a.date = s.date
@@ -660,7 +1041,8 @@ BEGIN
         AND s.success_count >= a.folded_success_count
         AND s.failure_count >= a.folded_failure_count
     ) IS NOT TRUE;
-    IF lost <> '{}' THEN
+    IF lost IS NOT NULL THEN
+        PERFORM pg_catalog.set_config('search_path', 'pg_catalog, pg_temp', true);
         RAISE EXCEPTION 'the archived split cannot be restored: legacy code has deleted or lowered %',
             array_to_string(lost[1:5] || CASE WHEN cardinality(lost) > 5 THEN format('... (%s)', cardinality(lost)) END, ', ')
         USING DETAIL = '(Repair these rows of vinted_job_stats, or delete theirs from marketplace_job_stats_archive.)';
@@ -673,10 +1055,13 @@ BEGIN
         folded_success_count = s.success_count - a.folded_success_count,
         folded_failure_count = s.failure_count - a.folded_failure_count,
         folded_avg_duration_ms = CASE
-            WHEN a.folded_avg_duration_ms IS NULL THEN s.avg_duration_ms
-            ELSE round(
-                greatest(s.avg_duration_ms::numeric * s.total_jobs - a.folded_avg_duration_ms * a.folded_total_jobs, 0)
-                / nullif(s.total_jobs - a.folded_total_jobs, 0)
+            WHEN a.folded_avg_duration_ms IS NULL THEN s.avg_duration_ms::numeric
+            ELSE pg_catalog.round(
+                greatest(
+                    s.avg_duration_ms::numeric * s.total_jobs::numeric
+                    - a.folded_avg_duration_ms * a.folded_total_jobs::numeric,
+                    0::numeric
+                ) / nullif(s.total_jobs::numeric - a.folded_total_jobs::numeric, 0::numeric)
             )
         END
     FROM marketplace_job_stats AS s
@@ -692,18 +1077,7 @@ BEGIN
     FROM marketplace_job_stats_archive AS a
     WHERE (s.action_type_id, s.date) = (a.action_type_id, a.date) AND a.id = a.folded_id;
 
-    SELECT string_agg(quote_ident(t.attname), ', ') INTO columns
-    FROM pg_catalog.pg_attribute AS t
-    INNER JOIN pg_catalog.pg_attribute AS a USING (attname)
-    WHERE
-        t.attrelid = to_regclass('marketplace_job_stats')
-        AND a.attrelid = to_regclass('marketplace_job_stats_archive')
-        AND t.attnum > 0
-        AND t.attgenerated = '';
-    EXECUTE format(
-        'INSERT INTO marketplace_job_stats (%1$s) OVERRIDING SYSTEM VALUE
-        SELECT %1$s FROM marketplace_job_stats_archive WHERE id <> folded_id', columns
-    );
+    EXECUTE insert_others;
 
     INSERT INTO marketplace_job_stats AS s
         (action_type_id, marketplace, date, total_jobs, success_count, failure_count, avg_duration_ms)
@@ -722,18 +1096,18 @@ BEGIN
         success_count = s.success_count + excluded.success_count,
         failure_count = s.failure_count + excluded.failure_count,
         avg_duration_ms = coalesce(
-            round(
-                (s.avg_duration_ms::numeric * s.total_jobs + excluded.avg_duration_ms::numeric * excluded.total_jobs)
-                / nullif(s.total_jobs + excluded.total_jobs, 0)
+            pg_catalog.round(
+                (
+                    s.avg_duration_ms::numeric * s.total_jobs::numeric
+                    + excluded.avg_duration_ms::numeric * excluded.total_jobs::numeric
+                ) / nullif(s.total_jobs::numeric + excluded.total_jobs::numeric, 0::numeric)
             ),
-            s.avg_duration_ms,
-            excluded.avg_duration_ms
+            s.avg_duration_ms::numeric,
+            excluded.avg_duration_ms::numeric
         );
-
-    DROP TABLE marketplace_job_stats_archive;
-    SET CONSTRAINTS ALL IMMEDIATE; -- ALTER TABLE refuses while deferred checks are pending
+    RETURN true;
 END
-$procedure$;
+$function$;
 
 
 ---- Status ----
@@ -744,12 +1118,13 @@ CREATE FUNCTION job_stats.facts(target oid)
 RETURNS SETOF text
 LANGUAGE sql
 STABLE
+SET search_path = pg_catalog, pg_temp
 SET quote_all_identifiers = off
-BEGIN ATOMIC
+AS $function$
     SELECT concat_ws(
         ' ', 'column', a.attname, format_type(a.atttypid, a.atttypmod), CASE WHEN a.attnotnull THEN 'NOT NULL' END
     )
-    FROM pg_catalog.pg_attribute AS a
+    FROM pg_attribute AS a
     WHERE a.attrelid = target AND a.attnum > 0
     UNION ALL
     SELECT concat_ws(
@@ -758,47 +1133,72 @@ BEGIN ATOMIC
         a.attname,
         CASE WHEN a.attname = 'marketplace' AND a.attgenerated = '' THEN pg_get_expr(d.adbin, 0) END
     )
-    FROM pg_catalog.pg_attribute AS a
-    LEFT JOIN pg_catalog.pg_attrdef AS d ON a.attrelid = d.adrelid AND a.attnum = d.adnum
+    FROM pg_attribute AS a
+    LEFT JOIN pg_attrdef AS d ON a.attrelid = d.adrelid AND a.attnum = d.adnum
     WHERE a.attrelid = target AND (d.oid IS NOT NULL OR a.attidentity <> '')
     UNION ALL
     SELECT concat('check of marketplace: ', (
         -- Its strings. They are the same when the column gets the name of its place in pg_class, which has 33 at least.
         SELECT string_agg(m[1], ', ' ORDER BY m[1])
         FROM regexp_matches(
-            pg_get_expr(c.conbin, CASE WHEN a.attnum <= 33 THEN 'pg_catalog.pg_class'::regclass ELSE target END),
+            pg_get_expr(c.conbin, CASE WHEN a.attnum <= 33 THEN 'pg_class'::regclass ELSE target END),
             '''(.*?)''', 'g'
         ) AS m
     ))
-    FROM pg_catalog.pg_constraint AS c
-    INNER JOIN pg_catalog.pg_attribute AS a ON c.conrelid = a.attrelid AND c.conkey = ARRAY[a.attnum]
+    FROM pg_constraint AS c
+    INNER JOIN pg_attribute AS a ON c.conrelid = a.attrelid AND c.conkey = ARRAY[a.attnum]
     WHERE c.conrelid = target AND c.contype = 'c' AND c.convalidated AND a.attname = 'marketplace'
     UNION ALL
     SELECT format('%s on (%s)', CASE WHEN i.indisunique THEN 'unique key' ELSE 'index' END, (
         SELECT string_agg(a.attname, ', ' ORDER BY k.place)
         FROM unnest((i.indkey::int2[])[0:i.indnkeyatts - 1]) WITH ORDINALITY AS k (attnum, place)
-        INNER JOIN pg_catalog.pg_attribute AS a ON a.attrelid = target AND k.attnum = a.attnum
+        INNER JOIN pg_attribute AS a ON a.attrelid = target AND k.attnum = a.attnum
     ))
-    FROM pg_catalog.pg_index AS i
+    FROM pg_index AS i
     WHERE i.indrelid = target AND i.indisvalid AND i.indpred IS NULL AND i.indexprs IS NULL
     UNION ALL
+    SELECT 'reads as its owner'
+    FROM pg_class AS v
+    WHERE v.oid = target AND v.relkind = 'v' AND NOT coalesce(v.reloptions @> '{security_invoker=true}', false)
+    UNION ALL
     SELECT 'view of the Vinted rows'
-    FROM pg_catalog.pg_class AS v
+    FROM pg_class AS v
     WHERE
         v.oid = target
         AND v.relkind = 'v'
         AND v.reloptions @> '{check_option=cascaded}' -- which PostgreSQL gives only to a view that can be written
         AND (
-            v.reloptions @> '{security_invoker=true}'
-            OR EXISTS (SELECT FROM pg_catalog.pg_attribute AS a WHERE a.attrelid = v.oid AND a.attacl IS NOT NULL)
-        )
-        AND (
             -- It has one rule, which compares with 'vinted', in bytes.
             SELECT count(*) = 1 AND bool_and(r.ev_action::text LIKE '%:constvalue 10 [ % 118 105 110 116 101 100 ]%')
-            FROM pg_catalog.pg_rewrite AS r
+            FROM pg_rewrite AS r
             WHERE r.ev_class = v.oid
         );
-END;
+$function$;
+
+-- Whether a view may show, or let change, more than its table would: if it reads with its owner's rights (as it does for
+-- those who may read some columns only; see create_legacy_view), and row-level security, or a REVOKE, or another owner has
+-- come to the table since.
+CREATE FUNCTION job_stats.outdoes(legacy_view oid, target oid)
+RETURNS boolean
+LANGUAGE sql
+STABLE
+SET search_path = pg_catalog, pg_temp
+AS $function$
+    SELECT t.relrowsecurity OR v.relowner <> t.relowner OR EXISTS (
+        SELECT FROM job_stats.grants(v.oid) AS has
+        WHERE NOT EXISTS (
+            SELECT FROM job_stats.grants(t.oid) AS may
+            WHERE
+                has.grantee = may.grantee
+                AND has.privilege_type = may.privilege_type
+                AND has.is_grantable <= may.is_grantable
+                AND (may.column_name IS NULL OR has.column_name = may.column_name)
+        )
+    )
+    FROM pg_class AS v
+    CROSS JOIN pg_class AS t
+    WHERE v.oid = legacy_view AND t.oid = target;
+$function$;
 
 -- What each tenant is: legacy, migrated, contracted (migrated, without the legacy view and the default marketplace),
 -- missing (it has no such table) or drifted. Then problem says how, in words; otherwise it is NULL.
@@ -807,26 +1207,26 @@ WITH tables AS MATERIALIZED (
     -- By subqueries: joins may be planned as all schemas times all their tables.
     SELECT
         t.*,
-        (SELECT oid FROM pg_catalog.pg_class WHERE relnamespace = t.schema_oid AND relname = 'vinted_job_stats') AS old,
-        (SELECT oid FROM pg_catalog.pg_class WHERE relnamespace = t.schema_oid AND relname = 'marketplace_job_stats')
+        (SELECT oid FROM pg_class WHERE relnamespace = t.schema_oid AND relname = 'vinted_job_stats') AS old,
+        (SELECT oid FROM pg_class WHERE relnamespace = t.schema_oid AND relname = 'marketplace_job_stats')
             AS new
     FROM job_stats.tenants AS t
 ),
 
 tenant_tables AS MATERIALIZED (
     SELECT
-        t.schema_name,
-        (SELECT relkind FROM pg_catalog.pg_class WHERE oid = t.old) AS old_kind,
-        (SELECT relkind FROM pg_catalog.pg_class WHERE oid = t.new) AS new_kind,
+        t.*,
+        (SELECT relkind FROM pg_class WHERE oid = t.old) AS old_kind,
+        (SELECT relkind FROM pg_class WHERE oid = t.new) AS new_kind,
         (
-            SELECT oid FROM pg_catalog.pg_class
+            SELECT oid FROM pg_class
             WHERE relnamespace = t.schema_oid AND relname = 'marketplace_job_stats_archive'
         ) IS NOT NULL AS has_archive,
         ARRAY(SELECT job_stats.facts(t.old)) AS old_facts,
         ARRAY(SELECT job_stats.facts(t.new)) AS new_facts,
         -- Clones of the template have no key of this name; they, and the template, are born without the view.
         t.schema_name <> 'template_tenant' AND EXISTS (
-            SELECT FROM pg_catalog.pg_constraint
+            SELECT FROM pg_constraint
             WHERE
                 connamespace = t.schema_oid
                 AND conrelid = t.new
@@ -897,6 +1297,8 @@ judged AS (
                         THEN 'view vinted_job_stats without a default of marketplace'
                     WHEN c.old_kind IS NOT NULL AND 'view of the Vinted rows' <> ALL (c.old_facts)
                         THEN 'view vinted_job_stats is not as it was created'
+                    WHEN 'reads as its owner' = ANY (c.old_facts) AND job_stats.outdoes(c.old, c.new)
+                        THEN 'view vinted_job_stats may show more than its table: drop it, and create it anew'
                 END,
                 CASE WHEN c.has_archive THEN 'marketplace_job_stats_archive is left' END
             ), '')
@@ -916,23 +1318,39 @@ SELECT
     problem
 FROM judged;
 
--- Raises if a tenant has drifted, or is legacy while others are not. The setting job_stats.verify = off skips it.
-CREATE PROCEDURE job_stats.verify(INOUT verified integer DEFAULT 0)
+-- Raises if a tenant has drifted, or is legacy while others are not. With expected, also if a tenant is not in that state,
+-- which is what a pipeline should ask for: that yoyo has marked a migration as applied is no proof that it was run.
+-- The setting job_stats.verify = off skips it.
+CREATE PROCEDURE job_stats.verify(INOUT verified integer DEFAULT 0, expected text DEFAULT NULL)
 LANGUAGE plpgsql
+SET search_path = pg_catalog, pg_temp
 AS $procedure$
 DECLARE
     problems text[];
 BEGIN
+    IF expected NOT IN ('legacy', 'migrated', 'contracted') THEN
+        RAISE EXCEPTION 'expected must be legacy, migrated or contracted, not %', expected;
+    END IF;
     IF current_setting('job_stats.verify', true) = 'off' THEN
         RETURN;
     END IF;
     SELECT
         count(*),
-        array_agg(format('%s: %s', s.schema_name, coalesce(s.problem, 'is legacy')) ORDER BY s.schema_name)
-        FILTER (WHERE s.state = 'drifted' OR (s.state = 'legacy' AND s.any_migrated))
+        array_agg(format('%s: %s', s.schema_name, coalesce(s.problem, s.lag, 'is ' || s.state)) ORDER BY s.schema_name)
+        FILTER (WHERE s.state = 'drifted' OR (s.state = 'legacy' AND s.any_migrated) OR s.state <> s.expected OR s.lag <> '')
     INTO verified, problems
     FROM (
-        SELECT *, bool_or(state IN ('migrated', 'contracted')) OVER () AS any_migrated FROM job_stats.tenant_status
+        SELECT
+            t.*,
+            CASE WHEN t.state <> 'missing' THEN verify.expected END AS expected,
+            CASE WHEN verify.expected <> 'legacy' AND t.state IN ('migrated', 'contracted') AND NOT EXISTS (
+                SELECT FROM pg_attribute AS a
+                WHERE
+                    a.attrelid = to_regclass(format('%I.marketplace_job_stats', t.schema_name))
+                    AND a.attname = 'total_duration_ms'
+            ) THEN 'has not had 0003' END AS lag,
+            bool_or(t.state IN ('migrated', 'contracted')) OVER () AS any_migrated
+        FROM job_stats.tenant_status AS t
     ) AS s;
     IF problems <> '{}' THEN
         RAISE EXCEPTION '% of % tenants are not as they should be', cardinality(problems), verified
@@ -942,3 +1360,38 @@ BEGIN
     END IF;
 END
 $procedure$;
+
+
+---- Nobody's but its owner's ----
+
+-- Takes back what default privileges have granted here: what a rollback runs is read from this schema. Those who own
+-- tenants may call what as_owner() calls for them, and, since they may not use the schema, can name nothing in it.
+DO $$
+DECLARE
+    receiver text;
+BEGIN
+    FOR receiver IN
+        SELECT DISTINCT CASE a.grantee WHEN 0 THEN 'PUBLIC' ELSE a.grantee::regrole::text END
+        FROM pg_namespace AS n
+        CROSS JOIN LATERAL (
+            SELECT n.nspacl AS acl
+            UNION ALL
+            SELECT c.relacl FROM pg_class AS c WHERE c.relnamespace = n.oid
+            UNION ALL
+            SELECT p.proacl FROM pg_proc AS p WHERE p.pronamespace = n.oid
+        ) AS granted
+        CROSS JOIN aclexplode(granted.acl) AS a
+        WHERE n.nspname = 'job_stats' AND a.grantee <> n.nspowner
+    LOOP
+        EXECUTE format('REVOKE ALL ON SCHEMA job_stats FROM %s', receiver);
+        EXECUTE format('REVOKE ALL ON ALL TABLES IN SCHEMA job_stats FROM %s', receiver);
+        EXECUTE format('REVOKE ALL ON ALL SEQUENCES IN SCHEMA job_stats FROM %s', receiver);
+        EXECUTE format('REVOKE ALL ON ALL ROUTINES IN SCHEMA job_stats FROM %s', receiver);
+    END LOOP;
+END
+$$;
+
+GRANT EXECUTE ON FUNCTION
+    job_stats.validate_rows, job_stats.has_other_marketplaces, job_stats.fold_rows, job_stats.unfold_rows,
+    job_stats.forget_deleted
+TO PUBLIC;

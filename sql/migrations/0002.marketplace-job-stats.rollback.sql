@@ -24,7 +24,7 @@ CALL job_stats.for_each_tenant(
         DROP VIEW IF EXISTS vinted_job_stats; -- clones of the template have none
 
         LOCK TABLE marketplace_job_stats; -- after the view, as its writers do; nothing is counted while we fold
-        CALL job_stats.fold_marketplaces();
+        CALL job_stats.fold_marketplaces('marketplace_job_stats');
 
         -- With the column go its check, its unique key and its index, whatever they are called.
         ALTER TABLE marketplace_job_stats
@@ -33,8 +33,9 @@ CALL job_stats.for_each_tenant(
             DROP COLUMN IF EXISTS total_duration_ms;
 
         CALL job_stats.restore_dropped(
+            'marketplace_job_stats',
             '0002.marketplace-job-stats',
-            otherwise => 'ALTER TABLE marketplace_job_stats
+            otherwise => 'ALTER TABLE %s
                 ADD CONSTRAINT vinted_job_stats_action_type_id_date_key UNIQUE (action_type_id, date);'
         );
 

@@ -23,7 +23,7 @@ CALL job_stats.for_each_tenant(
         -- A change of the catalog: every existing row is Vinted's, and is not touched.
         ALTER TABLE marketplace_job_stats
             ADD COLUMN marketplace varchar(20) NOT NULL DEFAULT 'vinted'
-            CONSTRAINT ck_marketplace_job_stats_marketplace CHECK (marketplace IN ('vinted', 'ebay', 'etsy'));
+            CONSTRAINT ck_marketplace_job_stats_marketplace CHECK (marketplace::text IN ('vinted', 'ebay', 'etsy'));
 
         CALL job_stats.drop_unique_keys('marketplace_job_stats', '{action_type_id, date}');
         ALTER TABLE marketplace_job_stats
@@ -33,16 +33,16 @@ CALL job_stats.for_each_tenant(
         CREATE INDEX ix_marketplace_job_stats_marketplace_created_at
         ON marketplace_job_stats (marketplace, created_at);
 
-        -- eBay's and Etsy's action types are not in Vinted's table.
-        CALL job_stats.drop_foreign_keys('marketplace_job_stats', 'vinted.action_types');
-
         CALL job_stats.rename_parts('vinted_job_stats', 'marketplace_job_stats');
-
-        -- What an earlier rollback has folded.
-        CALL job_stats.unfold_marketplaces();
 
         -- For code from before: the Vinted rows, under the old name.
         CALL job_stats.create_legacy_view('marketplace_job_stats');
+
+        -- eBay's and Etsy's action types are not in Vinted's table. Late, since all tenants share what this locks.
+        CALL job_stats.drop_foreign_keys('marketplace_job_stats', 'vinted.action_types');
+
+        -- What an earlier rollback has folded.
+        CALL job_stats.unfold_marketplaces('marketplace_job_stats');
     $tenant$
 );
 

@@ -1,0 +1,505 @@
+"""A tenant that means harm gets nothing: its code runs as itself or not at all, and green is true (SECURITY.md)."""
+
+import re
+from collections.abc import Iterator
+
+import psycopg
+import pytest
+
+from tests.deploy import ROOT, connect, psql, yoyo
+from tests.hostile import Migrator, as_role, counts, each_day_on_ebay, lay_out, unharmed
+from tests.tenants import DOWNGRADE, UNEXACT, UPGRADE, VERIFY, Connection, column, ok, running, states, wait_until
+
+FORGED = "user_evil.marketplace_job_stats_archive is none that a rollback here has made"
+ARCHIVE = """
+    CREATE TABLE user_evil.marketplace_job_stats_archive AS
+    SELECT s.*, 'vinted'::varchar(20) AS marketplace, id AS folded_id, total_jobs::bigint AS folded_total_jobs,
+        success_count::bigint AS folded_success_count, failure_count::bigint AS folded_failure_count,
+        avg_duration_ms::numeric AS folded_avg_duration_ms
+    FROM user_evil.vinted_job_stats AS s LIMIT 1;
+    CREATE TRIGGER strikes BEFORE INSERT OR UPDATE ON user_evil.vinted_job_stats
+    FOR EACH ROW EXECUTE FUNCTION user_evil.on_row();
+"""
+ENUM = """
+    CREATE TYPE user_evil.e AS ENUM ('1', '2', '3');
+    CREATE FUNCTION user_evil.to_int(x user_evil.e) RETURNS integer LANGUAGE plpgsql AS $$
+    BEGIN
+        PERFORM user_evil.strike();
+        RETURN x::text::integer;
+    END $$;
+    CREATE CAST (user_evil.e AS integer) WITH FUNCTION user_evil.to_int(user_evil.e) AS IMPLICIT;
+"""
+
+# Done by the tenant's owner before the change: what the upgrade says of it ("" for nothing: the tenant is migrated).
+BEFORE = {
+    "operators": (
+        """
+        CREATE FUNCTION user_evil.op(l varchar, r varchar) RETURNS boolean LANGUAGE sql AS 'SELECT user_evil.strike()';
+        CREATE OPERATOR user_evil.= (LEFTARG = varchar, RIGHTARG = varchar, FUNCTION = user_evil.op);
+        CREATE OPERATOR user_evil.<> (LEFTARG = varchar, RIGHTARG = varchar, FUNCTION = user_evil.op);
+        CREATE FUNCTION user_evil.op(l varchar, r text) RETURNS boolean LANGUAGE sql AS 'SELECT user_evil.strike()';
+        CREATE OPERATOR user_evil.= (LEFTARG = varchar, RIGHTARG = text, FUNCTION = user_evil.op);
+        CREATE FUNCTION user_evil.cardinality(x name[]) RETURNS integer LANGUAGE sql AS 'SELECT 1';
+        """,
+        "",
+    ),
+    "forged archive": (ARCHIVE, FORGED),
+    "archive that is a view": (
+        "CREATE VIEW user_evil.marketplace_job_stats_archive AS"
+        " SELECT user_evil.strike() FROM user_evil.vinted_job_stats",
+        FORGED,
+    ),
+    "predicate of the old key": (
+        "CREATE UNIQUE INDEX ON user_evil.vinted_job_stats (action_type_id, date) WHERE user_evil.is_fine(total_jobs)",
+        "",
+    ),
+    "cast under a foreign key": (
+        f"""
+        {ENUM}
+        ALTER TABLE user_evil.vinted_job_stats ALTER action_type_id TYPE user_evil.e
+            USING action_type_id::text::user_evil.e;
+        ALTER TABLE user_evil.vinted_job_stats ADD FOREIGN KEY (action_type_id) REFERENCES vinted.action_types (id);
+        """,
+        "compares a type that is not PostgreSQL's, user_evil.e",
+    ),
+    "index on a constant": (
+        "CREATE FUNCTION user_evil.constant(x text) RETURNS text IMMUTABLE LANGUAGE sql"
+        " AS 'SELECT user_evil.is_fine(1)::text'; CREATE INDEX ON user_evil.vinted_job_stats (user_evil.constant('x'))",
+        "",
+    ),
+}
+
+# Done by the tenant's owner after the change, before the rollback that folds: what the rollback says of it.
+AFTER = {
+    "trigger on rows": (
+        "CREATE TRIGGER t BEFORE UPDATE OR DELETE ON user_evil.marketplace_job_stats"
+        " FOR EACH ROW EXECUTE FUNCTION user_evil.on_row()",
+        "",
+    ),
+    "trigger on statements, and truncation": (
+        "CREATE TRIGGER t AFTER UPDATE OR DELETE OR TRUNCATE ON user_evil.marketplace_job_stats"
+        " FOR EACH STATEMENT EXECUTE FUNCTION user_evil.on_row()",
+        "",
+    ),
+    "deferred trigger": (
+        "CREATE CONSTRAINT TRIGGER t AFTER UPDATE OR DELETE OR INSERT ON user_evil.marketplace_job_stats"
+        " DEFERRABLE INITIALLY DEFERRED FOR EACH ROW EXECUTE FUNCTION user_evil.on_row()",
+        "",
+    ),
+    "check": (
+        "ALTER TABLE user_evil.marketplace_job_stats ADD CHECK (user_evil.is_fine(total_jobs)) NOT VALID",
+        "",
+    ),
+    "generated column": (
+        """
+        CREATE FUNCTION user_evil.generated(x integer) RETURNS integer IMMUTABLE LANGUAGE plpgsql AS
+            'BEGIN RETURN user_evil.strike()::integer; END';
+        ALTER TABLE user_evil.marketplace_job_stats
+            ADD COLUMN generated integer GENERATED ALWAYS AS (user_evil.generated(total_jobs)) STORED
+        """,
+        "",
+    ),
+    "index on an expression": (
+        "CREATE INDEX ON user_evil.marketplace_job_stats (user_evil.is_fine(total_jobs))",
+        "",
+    ),
+    "index on a constant": (
+        "CREATE FUNCTION user_evil.constant(x text) RETURNS text IMMUTABLE LANGUAGE sql AS"
+        " 'SELECT user_evil.is_fine(1)::text';"
+        "CREATE INDEX ON user_evil.marketplace_job_stats (user_evil.constant('x'))",
+        "",
+    ),
+    "statistics on an expression": (
+        "CREATE STATISTICS user_evil.s ON (user_evil.is_fine(1)), (user_evil.is_fine(total_jobs))"
+        " FROM user_evil.marketplace_job_stats",
+        "",
+    ),
+    "domain": (
+        """
+        CREATE DOMAIN user_evil.counter AS integer CHECK (user_evil.is_fine(VALUE));
+        DROP VIEW user_evil.vinted_job_stats;
+        ALTER TABLE user_evil.marketplace_job_stats ALTER total_jobs TYPE user_evil.counter
+        """,
+        "",
+    ),
+    "forced policy": (
+        """
+        ALTER TABLE user_evil.marketplace_job_stats ENABLE ROW LEVEL SECURITY, FORCE ROW LEVEL SECURITY;
+        CREATE POLICY p ON user_evil.marketplace_job_stats USING (user_evil.is_fine(total_jobs))
+        """,
+        "",
+    ),
+    "rule": (
+        "CREATE RULE r AS ON UPDATE TO user_evil.marketplace_job_stats DO ALSO SELECT user_evil.strike()",
+        "",
+    ),
+    "cast under a restored foreign key": (
+        f"""
+        {ENUM}
+        DROP VIEW user_evil.vinted_job_stats;
+        DELETE FROM user_evil.marketplace_job_stats WHERE marketplace <> 'vinted';
+        ALTER TABLE user_evil.marketplace_job_stats ALTER action_type_id TYPE user_evil.e
+            USING action_type_id::text::user_evil.e;
+        """,
+        "compares a type that is not PostgreSQL's, user_evil.e",
+    ),
+    "errors of ours": (
+        """
+        CREATE FUNCTION user_evil.lies() RETURNS trigger LANGUAGE plpgsql AS
+            $$ BEGIN RAISE EXCEPTION 'to be rolled back' USING ERRCODE = 'JS000'; END $$;
+        CREATE TRIGGER t AFTER UPDATE ON user_evil.marketplace_job_stats
+        FOR EACH ROW EXECUTE FUNCTION user_evil.lies()
+        """,
+        "user_evil: to be rolled back",
+    ),
+}
+
+# Done by the tenant's owner between the rollback and the next upgrade: what that says of it.
+FOLDED = {
+    "trigger on the archive": (
+        "CREATE TRIGGER t BEFORE UPDATE ON user_evil.marketplace_job_stats_archive"
+        " FOR EACH ROW EXECUTE FUNCTION user_evil.on_row()",
+        "",
+    ),
+    "trigger on the table": (
+        "CREATE TRIGGER t BEFORE INSERT OR UPDATE ON user_evil.vinted_job_stats"
+        " FOR EACH ROW EXECUTE FUNCTION user_evil.on_row()",
+        "",
+    ),
+    "another archive": (
+        """
+        ALTER TABLE user_evil.marketplace_job_stats_archive RENAME TO was_here;
+        CREATE TABLE user_evil.marketplace_job_stats_archive (LIKE user_evil.was_here INCLUDING ALL);
+        INSERT INTO user_evil.marketplace_job_stats_archive TABLE user_evil.was_here
+        """,
+        FORGED,
+    ),
+    "a view in the archive's place": (
+        """
+        ALTER TABLE user_evil.marketplace_job_stats_archive RENAME TO was_here;
+        CREATE VIEW user_evil.marketplace_job_stats_archive AS TABLE user_evil.was_here
+        """,
+        FORGED,
+    ),
+    "rule on the archive": (
+        "CREATE RULE r AS ON UPDATE TO user_evil.marketplace_job_stats_archive DO ALSO SELECT user_evil.strike()",
+        "",
+    ),
+    "cast out of the archive": (
+        f"""
+        {ENUM}
+        CREATE FUNCTION user_evil.to_count(x text) RETURNS integer LANGUAGE sql AS 'SELECT user_evil.strike()::integer';
+        ALTER TABLE user_evil.marketplace_job_stats_archive
+            ADD CHECK (user_evil.is_fine(1)), ALTER total_jobs SET DEFAULT user_evil.to_count('')
+        """,
+        "",
+    ),
+}
+
+
+@pytest.fixture(params=["superuser", "member"])
+def migrator(request: pytest.FixtureRequest, empty: Connection) -> Iterator[Migrator]:
+    """Two tenants that do not trust each other; who migrates them is a superuser, or only a member of their roles."""
+    yield lay_out(empty, request.param)
+    empty.execute("ALTER ROLE legacy_evil NOSUPERUSER")  # others' tests find it so, whatever has come of it
+
+
+def do(migrator: Migrator, attack: str) -> None:
+    """Have the evil tenant's owner do something."""
+    with as_role(migrator.superuser, "legacy_evil") as evil:
+        evil.execute(attack.encode())
+
+
+def rehearse(migrator: Migrator, *files: str) -> None:
+    """Run files in every tenant and roll back; who is refused does not matter here."""
+    for file in files:
+        migrator.psql("-f", file, env={"PGOPTIONS": "-c job_stats.dry_run=on"})
+    unharmed(migrator.superuser)
+
+
+def expect(migrator: Migrator, said: str, *command: str) -> None:
+    """Run yoyo: all go, or the evil tenant alone is refused, in these words."""
+    done = migrator.yoyo(*command)
+    if said:
+        assert done.returncode != 0
+        assert re.findall(r"\b(user_\w+): ", done.stderr) == ["user_evil"]
+        assert said in done.stderr
+    else:
+        ok(done)
+    unharmed(migrator.superuser)
+
+
+@pytest.mark.parametrize(("attack", "said"), BEFORE.values(), ids=BEFORE)
+def test_before_the_change(migrator: Migrator, attack: str, said: str) -> None:
+    """Whatever a tenant has prepared, it is migrated or refused by name, and the others are done, up and down."""
+    conn = migrator.superuser
+    before = counts(conn, "user_victim")
+    ok(migrator.yoyo("apply", "--revision", "0001"))
+    conn.execute("GRANT USAGE ON SCHEMA vinted TO legacy_evil; GRANT ALL ON vinted.action_types TO legacy_evil")
+    do(migrator, attack)
+    conn.execute("ALTER TABLE vinted.action_types OWNER TO legacy_keeper")
+    rehearse(migrator, UPGRADE)
+    expect(migrator, said, "apply")
+    assert states(conn) == {
+        "template_tenant": "migrated",
+        "user_evil": "drifted" if "archive" in said else "legacy" if said else "migrated",
+        "user_victim": "migrated",
+    } or (said and states(conn)["user_evil"] == "legacy")
+    assert counts(conn, "user_victim") == before
+    each_day_on_ebay(conn, "user_victim", *["user_evil"] * (not said))
+    for file in [UNEXACT, DOWNGRADE]:
+        rehearse(migrator, file)
+        ok(migrator.psql("-f", file))
+        unharmed(conn)
+    (folded,) = counts(conn, "user_victim")
+    assert folded[:2] == (15, 15 * (10 + 5))
+
+
+@pytest.mark.parametrize(("attack", "said"), AFTER.values(), ids=AFTER)
+def test_after_the_change(migrator: Migrator, attack: str, said: str) -> None:
+    """What a tenant hangs on its table runs as the tenant when a rollback folds and when an upgrade restores."""
+    conn = migrator.superuser
+    conn.execute(
+        """
+        GRANT USAGE ON SCHEMA vinted TO legacy_evil, legacy_victim;
+        GRANT ALL ON vinted.action_types TO legacy_evil;
+        ALTER TABLE user_evil.vinted_job_stats ADD FOREIGN KEY (action_type_id) REFERENCES vinted.action_types (id)
+        """
+    )
+    before = counts(conn, "user_victim")
+    ok(migrator.yoyo("apply"))
+    each_day_on_ebay(conn, "user_evil", "user_victim")
+    counted = counts(conn, "user_victim")
+    do(migrator, attack)
+    rehearse(migrator, UNEXACT, DOWNGRADE)
+    expect(migrator, said, "rollback", "--revision", "0002")
+    assert states(conn)["user_victim"] == "legacy"
+    assert states(conn)["user_evil"] == ("legacy" if not said else states(conn)["user_evil"])
+    rehearse(migrator, UPGRADE)
+    again = migrator.psql("-f", UPGRADE)
+    assert set(re.findall(r"\b(user_\w+): ", again.stderr)) <= {"user_evil"}
+    unharmed(conn)
+    assert counts(conn, "user_victim") == counted != before
+
+
+@pytest.mark.parametrize(("attack", "said"), FOLDED.values(), ids=FOLDED)
+def test_between_rollback_and_upgrade(migrator: Migrator, attack: str, said: str) -> None:
+    """An archive is believed if it is the one that a rollback made; what hangs on it runs as the tenant."""
+    conn = migrator.superuser
+    ok(migrator.yoyo("apply"))
+    each_day_on_ebay(conn, "user_evil", "user_victim")
+    counted = counts(conn, "user_victim")
+    ok(migrator.yoyo("rollback", "--revision", "0002"))
+    do(migrator, attack)
+    rehearse(migrator, UPGRADE)
+    expect(migrator, said, "apply")
+    assert counts(conn, "user_victim") == counted
+
+
+def test_the_evil_code_does_run(empty: Connection) -> None:
+    """So that the tests above can fail: what hangs on the table is called, as its owner, and escapes from SET ROLE."""
+    migrator = lay_out(empty, "superuser")
+    ok(migrator.yoyo("apply"))
+    each_day_on_ebay(empty, "user_evil")
+    do(migrator, AFTER["trigger on rows"][0])
+    ok(migrator.yoyo("rollback", "--revision", "0002"))
+    assert column(empty, "SELECT is_called FROM user_evil.struck") == [True]
+    unharmed(empty)
+    try:
+        empty.execute("SET ROLE legacy_evil; UPDATE user_evil.vinted_job_stats SET total_jobs = 1")
+        with pytest.raises(AssertionError):
+            unharmed(empty)
+    finally:
+        empty.execute("RESET ROLE; ALTER ROLE legacy_evil NOSUPERUSER")
+
+
+def test_what_a_rollback_runs_is_the_toolkits_owners(empty: Connection) -> None:
+    """Default privileges give nobody a way into the toolkit's schema: not to write, read, call or create there."""
+    migrator = lay_out(empty, "superuser")
+    empty.execute(
+        """
+        ALTER DEFAULT PRIVILEGES GRANT ALL ON SCHEMAS TO legacy_backend, PUBLIC;
+        ALTER DEFAULT PRIVILEGES GRANT ALL ON TABLES TO legacy_backend, PUBLIC;
+        ALTER DEFAULT PRIVILEGES GRANT ALL ON SEQUENCES TO legacy_backend WITH GRANT OPTION;
+        ALTER DEFAULT PRIVILEGES GRANT ALL ON ROUTINES TO legacy_backend;
+        """
+    )
+    ok(migrator.yoyo("apply"))
+    each_day_on_ebay(empty, "user_evil")
+    ok(migrator.yoyo("rollback", "--revision", "0002"))
+    with as_role(empty, "legacy_backend") as backend:
+        for query in [
+            "UPDATE job_stats.dropped SET restore = 'ALTER ROLE legacy_backend SUPERUSER;'",
+            "SELECT * FROM job_stats.journal",
+            "CALL job_stats.restore_dropped('user_evil.vinted_job_stats', '', '')",
+            "CREATE TABLE job_stats.mine ()",
+            "SELECT * FROM user_evil.marketplace_job_stats_archive",
+        ]:
+            with pytest.raises(psycopg.errors.InsufficientPrivilege):
+                backend.execute(query.encode())
+    granted = """
+        SELECT c.relname || ' to ' || a.grantee::regrole FROM pg_class AS c, aclexplode(c.relacl) AS a
+        WHERE relnamespace = 'job_stats'::regnamespace AND a.grantee <> c.relowner
+        UNION ALL
+        SELECT p.proname || ' to ' || a.grantee::regrole FROM pg_proc AS p, aclexplode(p.proacl) AS a
+        WHERE pronamespace = 'job_stats'::regnamespace AND a.grantee NOT IN (0, p.proowner)
+    """
+    assert column(empty, granted) == []
+
+
+@pytest.mark.parametrize("schema", ["public", "of the role's name"])
+def test_a_strangers_functions_are_not_called(empty: Connection, schema: str) -> None:
+    """Functions and types in an open public, or in a schema that is named as the role, are not the toolkit's."""
+    migrator = lay_out(empty, "superuser")
+    home = "public" if schema == "public" else f'"{empty.info.user}"'
+    if schema != "public":
+        empty.execute(f"CREATE SCHEMA {home}".encode())
+    empty.execute(f"GRANT CREATE, USAGE ON SCHEMA {home} TO PUBLIC".encode())
+    with as_role(empty, "legacy_squatter") as squatter:
+        squatter.execute(f"SET search_path = {home}".encode())
+        squatter.execute(
+            """
+            CREATE FUNCTION cardinality(x name[]) RETURNS int LANGUAGE plpgsql AS $$
+            BEGIN
+                BEGIN EXECUTE 'ALTER ROLE legacy_squatter SUPERUSER'; EXCEPTION WHEN OTHERS THEN NULL; END;
+                RETURN pg_catalog.cardinality(x);
+            END $$;
+            CREATE FUNCTION format(x text, y name) RETURNS text LANGUAGE plpgsql AS $$
+            BEGIN
+                BEGIN EXECUTE 'ALTER ROLE legacy_squatter SUPERUSER'; EXCEPTION WHEN OTHERS THEN NULL; END;
+                RETURN pg_catalog.format(x, y);
+            END $$;
+            CREATE FUNCTION set_config(x text, y text, z boolean) RETURNS text LANGUAGE sql AS 'SELECT x';
+            CREATE TABLE tenants (schema_oid oid, schema_name name);
+            CREATE TABLE vinted_job_stats (id integer)
+            """
+        )
+    ok(migrator.yoyo("apply"))
+    ok(migrator.yoyo("rollback", "--all"))
+    unharmed(empty)
+
+
+def test_the_toolkit_is_not_made_outside_of_a_transaction(empty: Connection) -> None:
+    """psql without --single-transaction would make it under the caller's search_path: refused, with what to do."""
+    migrator = lay_out(empty, "superuser")
+    toolkit = str(ROOT / "sql/migrations/0001.tenant-toolkit.sql")
+    refused = migrator.psql("-f", toolkit)
+    assert refused.returncode != 0
+    assert "psql --single-transaction" in refused.stderr
+    assert column(empty, "SELECT to_regnamespace('job_stats')") == [None]
+    ok(migrator.psql("--single-transaction", "-f", toolkit))
+    ok(migrator.psql("-f", UPGRADE))
+
+
+OUTLIVED = {
+    "row-level security": "ALTER TABLE user_victim.marketplace_job_stats ENABLE ROW LEVEL SECURITY",
+    "revoke on the columns": (
+        "REVOKE SELECT (action_type_id, total_jobs, date) ON user_victim.marketplace_job_stats FROM legacy_colreader"
+    ),
+    "revoke on a column": "REVOKE SELECT (total_jobs) ON user_victim.marketplace_job_stats FROM legacy_colreader",
+    "revoke of all": "REVOKE ALL ON user_victim.marketplace_job_stats FROM legacy_backend",
+    "revoke of the grant option": (
+        "REVOKE GRANT OPTION FOR SELECT ON user_victim.marketplace_job_stats FROM legacy_backend"
+    ),
+    "another owner": "ALTER TABLE user_victim.marketplace_job_stats OWNER TO legacy_platform",
+}
+
+
+@pytest.mark.parametrize("change", OUTLIVED.values(), ids=OUTLIVED)
+def test_a_view_that_shows_more_than_its_table_is_drift(empty: Connection, change: str) -> None:
+    """Where the view reads with its owner's rights, it is drift once the table shows less; made anew, it shows less."""
+    migrator = lay_out(empty, "superuser")
+    empty.execute(
+        """
+        GRANT USAGE ON SCHEMA user_victim TO legacy_colreader;
+        GRANT SELECT (action_type_id, total_jobs, date) ON user_victim.vinted_job_stats TO legacy_colreader;
+        GRANT SELECT ON user_victim.vinted_job_stats TO legacy_backend WITH GRANT OPTION;
+        """
+    )
+    ok(migrator.yoyo("apply"))
+    empty.execute(change.encode())
+    assert states(empty)["user_victim"] == "drifted"
+    refused = psql(empty, "-f", VERIFY)
+    assert "user_victim: view vinted_job_stats may show more than its table" in refused.stderr
+    empty.execute("DROP VIEW user_victim.vinted_job_stats")
+    empty.execute("CALL job_stats.create_legacy_view('user_victim.marketplace_job_stats')")
+    ok(psql(empty, "-f", VERIFY))
+    if change == OUTLIVED["row-level security"]:
+        with as_role(empty, "legacy_colreader") as reader, pytest.raises(psycopg.errors.InsufficientPrivilege):
+            reader.execute("SELECT total_jobs FROM user_victim.vinted_job_stats")
+
+
+def test_others_are_not_held_up(empty: Connection) -> None:
+    """While a tenant's code sleeps as long as it likes, all others read and change vinted.action_types."""
+    migrator = lay_out(empty, "superuser")
+    empty.execute("GRANT USAGE ON SCHEMA vinted TO legacy_evil; GRANT REFERENCES ON vinted.action_types TO legacy_evil")
+    do(
+        migrator,
+        """
+        ALTER TABLE user_evil.vinted_job_stats ADD FOREIGN KEY (action_type_id) REFERENCES vinted.action_types (id);
+        CREATE FUNCTION user_evil.sleeps() RETURNS trigger LANGUAGE plpgsql AS $$
+        BEGIN
+            PERFORM nextval('user_evil.struck');
+            PERFORM pg_sleep(1000);
+        END $$;
+        """,
+    )
+    ok(migrator.yoyo("apply"))
+    each_day_on_ebay(empty, "user_evil")
+    do(
+        migrator,
+        "CREATE TRIGGER t BEFORE UPDATE ON user_evil.marketplace_job_stats"
+        " FOR EACH STATEMENT EXECUTE FUNCTION user_evil.sleeps()",
+    )
+    with running(migrator.psql, "-f", DOWNGRADE) as results:
+        wait_until(empty, "SELECT is_called FROM user_evil.struck")
+        with connect(empty, options="-c lock_timeout=1s") as other:
+            other.execute("SELECT FROM vinted.action_types")
+            other.execute("INSERT INTO vinted.action_types VALUES (4, 'offer')")
+            other.execute("SELECT FROM user_victim.marketplace_job_stats")
+        empty.execute("SELECT pg_cancel_backend(pid) FROM job_stats.runs ORDER BY id DESC LIMIT 1")
+    assert results[0].returncode != 0
+    forgotten = {name for name, state in states(empty).items() if state == "drifted"}
+    assert forgotten == set()
+
+
+@pytest.mark.parametrize("schema", ["public", "of the role's name"])
+def test_forged_marks(empty: Connection, schema: str) -> None:
+    """Marks that a stranger made end in no green pipeline: they are not looked at, or the verification says so."""
+    lay_out(empty, "superuser")
+    home = "public" if schema == "public" else empty.info.user
+    if schema != "public":
+        empty.execute(f'CREATE SCHEMA "{home}"'.encode())
+    empty.execute(f'GRANT CREATE, USAGE ON SCHEMA "{home}" TO legacy_squatter'.encode())
+    with as_role(empty, "legacy_squatter") as squatter:
+        ok(yoyo(squatter, "mark", "--database", f"postgresql+psycopg://?schema={home}"))
+    empty.execute(f'GRANT ALL ON ALL TABLES IN SCHEMA "{home}" TO PUBLIC'.encode())
+    expected = ["-c", "CALL job_stats.verify(expected => 'migrated')"]
+    ok(yoyo(empty, "apply"))
+    if schema == "public":
+        assert psql(empty, *expected).returncode != 0
+        empty.execute("CREATE SCHEMA yoyo")
+        ok(yoyo(empty, "apply", "--database", "postgresql+psycopg://?schema=yoyo"))
+    ok(psql(empty, *expected))
+    empty.execute("DROP OWNED BY legacy_squatter CASCADE")
+
+
+def test_a_mark_alone_does_not_verify(empty: Connection) -> None:
+    """A pipeline that says what it expects is told of each migration that was marked and not run."""
+    migrator = lay_out(empty, "superuser")
+    ok(migrator.yoyo("apply", "--revision", "0001"))
+    ok(migrator.yoyo("mark", "--revision", "0002"))
+    ok(migrator.psql("-f", VERIFY))
+    for state, said in [
+        ("migrated", "user_evil: is legacy"),
+        ("contracted", "user_evil: is legacy"),
+        ("done", "must be"),
+    ]:
+        refused = migrator.psql("-c", f"CALL job_stats.verify(expected => '{state}')")
+        assert said in refused.stderr
+    ok(migrator.psql("-c", "CALL job_stats.verify(expected => 'legacy')"))
+    ok(migrator.psql("-f", UPGRADE))
+    refused = migrator.psql("-c", "CALL job_stats.verify(expected => 'migrated')")
+    assert "user_evil: has not had 0003" in refused.stderr
+    refused = migrator.psql("-c", "CALL job_stats.verify(expected => 'legacy')")
+    assert "user_evil: is migrated" in refused.stderr

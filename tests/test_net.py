@@ -1,0 +1,150 @@
+"""Whatever a search_path could take is not called: the whole life passes under a net (tests/net.sql) that raises."""
+
+import asyncio
+import datetime
+import re
+from typing import Any
+
+import psycopg
+import pytest
+from pytest_postgresql import factories
+
+from stats_lib import JobOutcome, Marketplace, aio, get_stats, get_summary, update_job_stats, update_job_stats_batch
+from tests.conftest import _name
+from tests.deploy import ROOT, connect, psql, yoyo
+from tests.tenants import DOWNGRADE, EXACT, UPGRADE, VERIFY, Connection, ok
+
+SCHEMA = "user_owner"  # whose owner, a role without rights, has the rows changed in its name
+PATH = f"-c search_path={SCHEMA},public"
+
+
+def _cast_net(*, host: str, port: int, user: str, dbname: str, password: str | None, **_: object) -> None:
+    with psycopg.connect(host=host, port=port, user=user, dbname=dbname, password=password) as conn:
+        conn.execute("SELECT set_config('net.schema', %s, false)", [SCHEMA])
+        conn.execute((ROOT / "tests/net.sql").read_bytes())
+
+
+netted_template = factories.postgresql_noproc(dbname=f"{_name}_net", depends_on="legacy_template", load=[_cast_net])
+netted_clone = factories.postgresql("netted_template")
+
+
+@pytest.fixture
+def netted(netted_clone: Connection) -> Connection:
+    """A connection, in autocommit, to the database of `dev/legacy.sql` with the net in one tenant's schema."""
+    netted_clone.autocommit = True
+    return netted_clone
+
+
+def test_the_net_catches(netted: Connection) -> None:
+    """It has tens of thousands of meshes, catches what is unsafe, and lets through what is PostgreSQL's own."""
+    made = "SELECT (SELECT count(*) FROM pg_operator WHERE oprnamespace = 'user_owner'::regnamespace)"
+    assert netted.execute(f"{made} > 10000".encode()).fetchone() == (True,)
+    with connect(netted, options=PATH) as caller:
+        for unsafe in [
+            "SELECT 'a'::varchar = 'a'::varchar",
+            "SELECT marketplace IN ('ebay') FROM (VALUES ('ebay'::varchar)) AS m (marketplace)",
+            "SELECT cardinality('{a}'::name[])",
+            "SELECT '{a}'::text[] <> '{}'",
+            "SELECT nullif(1.5, 0)",
+            "SELECT format('%s', 1)",
+            "SELECT array_agg('a'::text)",
+            "SELECT concat_ws(',', 'a'::text, 'b'::text)",
+            "SELECT unnest('{1}'::integer[])",
+        ]:
+            with pytest.raises(psycopg.errors.RaiseException, match="caught in the net"):
+                caller.execute(unsafe.encode())
+        with pytest.raises(psycopg.errors.WrongObjectType, match="is not a window function"):
+            caller.execute("SELECT first_value(1) OVER ()")
+        caller.execute("SELECT 'a'::varchar::text = 'a', now(), count(*), 1 + 1, sum(1), nullif(1, 0)")
+
+
+def test_a_planted_unsafe_name_is_caught(netted: Connection) -> None:
+    """The change as it was, with `marketplace IN (…)` in the tenant's path, does not get through; nor does a helper."""
+    ok(yoyo(netted, "apply", "--revision", "0001"))
+    with open(UPGRADE) as file:
+        unsafe = file.read().replace("marketplace::text IN", "marketplace IN")
+    refused = psql(netted, stdin=unsafe)
+    assert "user_owner: caught in the net" in refused.stderr
+    helper = netted.execute("SELECT pg_get_functiondef('job_stats.fold_rows'::regproc)").fetchone()
+    assert helper is not None
+    netted.execute(helper[0].replace("s.marketplace::text <>", "s.marketplace <>").encode())
+    ok(yoyo(netted, "apply"))
+    update_job_stats(netted, schema=SCHEMA, action_type_id=7, marketplace="ebay", success=True)
+    refused = psql(netted, "-f", DOWNGRADE)
+    assert "user_owner: caught in the net" in refused.stderr
+
+
+@pytest.mark.parametrize("options", ["", PATH], ids=["in the tenant's schema", "in the caller's path"])
+def test_the_whole_life(netted: Connection, options: str) -> None:
+    """Rehearsal, apply, verification, status, fold, rollback, contract and back call nothing that is in the net."""
+
+    def deploy(*argv: str) -> None:
+        ok(yoyo(netted, *argv, env={"PGOPTIONS": options}))
+
+    def look(*args: str, more: str = "") -> str:
+        return ok(psql(netted, *args, env={"PGOPTIONS": f"{options} {more}"}))
+
+    deploy("apply", "--revision", "0001")
+    for file in [UPGRADE, DOWNGRADE]:
+        look("-f", file, more="-c job_stats.dry_run=on")
+    look("-f", UPGRADE, more="-c job_stats.tenants=template_tenant|user_1")
+    deploy("apply")
+    look("-f", VERIFY)
+    look("-c", "CALL job_stats.verify(expected => 'migrated')")
+    assert re.search(r"user_owner +\| migrated +\|", look("-c", "TABLE job_stats.tenant_status"))
+    look("-c", "TABLE job_stats.progress")
+    look("-c", "SELECT job_stats.lock_holders('user_owner')")
+    netted.execute("GRANT USAGE ON SEQUENCE template_tenant.marketplace_job_stats_id_seq TO legacy_owner")
+    for _ in range(2):
+        with connect(netted, options=options) as caller:
+            update_job_stats(caller, schema=SCHEMA, action_type_id=7, marketplace="ebay", success=True)
+        look("-f", DOWNGRADE, more="-c job_stats.dry_run=on")
+        deploy("rollback", "--revision", "0002")
+        look("-c", "CALL job_stats.verify(expected => 'legacy')")
+        look(
+            "-c", f"UPDATE {SCHEMA}.vinted_job_stats SET total_jobs = total_jobs + 1, failure_count = failure_count + 1"
+        )
+        deploy("apply")
+    look("-f", EXACT)
+    deploy("apply", "sql/migrations", "sql/contract")
+    deploy("rollback", "--revision", "0900", "sql/migrations", "sql/contract")
+    deploy("rollback", "--all")
+
+
+def test_the_library(netted: Connection) -> None:
+    """No function of stats_lib, sync or async, calls what is in its caller's path, even if types are in pg_temp."""
+    ok(yoyo(netted, "apply"))
+    day, second = datetime.date(2026, 1, 2), datetime.timedelta(seconds=1)
+    with connect(netted, options=PATH) as caller:
+        for name in ["text", "date", "name", "timestamptz"]:
+            caller.execute(f"CREATE DOMAIN pg_temp.{name} AS pg_catalog.{name} CHECK (false)".encode())
+        variants: list[dict[str, Any]] = [{}, {"duration": second}, {"date": day}, {"duration": second, "date": day}]
+        for more in variants:
+            for _ in range(2):  # inserts the row, then updates it
+                update_job_stats(caller, schema=SCHEMA, action_type_id=7, marketplace="ebay", success=True, **more)
+        outcomes = [JobOutcome(8, "etsy", True, second), JobOutcome(8, "etsy", False, None, day)]
+        for _ in range(2):
+            update_job_stats_batch(caller, schema=SCHEMA, outcomes=outcomes)
+        assert len(get_stats(caller, schema=SCHEMA, days=10_000)) > 4
+        assert [row.total_jobs for row in get_stats(caller, schema=SCHEMA, marketplace="ebay", action_type_id=7)] == [4]
+        assert {row.marketplace: row.total_jobs for row in get_summary(caller, schema=SCHEMA, days=1)}[
+            Marketplace.ETSY
+        ] == 2
+
+    async def count() -> int:
+        info = netted.info
+        async with await psycopg.AsyncConnection.connect(
+            host=info.host,
+            port=info.port,
+            user=info.user,
+            password=info.password,
+            dbname=info.dbname,
+            options=PATH,
+            autocommit=True,
+        ) as caller:
+            await aio.update_job_stats(caller, schema=SCHEMA, action_type_id=7, marketplace="ebay", success=True)
+            await aio.update_job_stats_batch(caller, schema=SCHEMA, outcomes=outcomes)
+            await aio.get_summary(caller, schema=SCHEMA)
+            return sum(row.total_jobs for row in await aio.get_stats(caller, schema=SCHEMA, marketplace="ebay"))
+
+    assert asyncio.run(count()) == 5
