@@ -102,7 +102,7 @@ def main(files: list[str]) -> int:
     print(*found, sep="\n", end="\n" * bool(found))
     migrations = [file for file in files if "stats_lib" not in Path(file).parts]
     exceptions = [word for exception in _EXCEPTIONS.items() for word in exception]
-    spotted = subprocess.run(["pgspot", *exceptions, *migrations], capture_output=True, text=True)
+    spotted = subprocess.run([sys.executable, "-m", "pgspot", *exceptions, *migrations], capture_output=True, text=True)
     if spotted.returncode:
         print(spotted.stdout, spotted.stderr)
     return int(bool(found) or spotted.returncode != 0 or not files)

@@ -43,7 +43,7 @@ _FORBIDDEN = {
     r"INTO \S+ (AS \S+ )?(\( [^()]*\) )?VALUES .*? DO UPDATE .*?\bSELECT\b": "a subquery needs INSERT ... SELECT",
     r"SET (SESSION )?LOCK_TIMEOUT\b": "the workers do not get it: SET LOCAL",
     r"SET_CONFIG \( 'lock_timeout'": "the workers do not get it: SET LOCAL lock_timeout",
-    r"EXECUTE (RUN|SCRIPT|UNDO)\b": "several statements: CALL job_stats.run_script",
+    r"EXECUTE (RUN|SCRIPT|UNDO)\b": "several statements: make one DO block of them",
 }
 _FIRST = {  # what must come before, in the same body
     r"SET LOCAL LOCK_TIMEOUT\b": "SET LOCAL citus.propagate_set_commands = 'local'",
@@ -109,7 +109,7 @@ def _problems_of(statement: str, literals: str, before: list[str]) -> Iterator[t
             yield found.end() - 1, problem
     for found in re.finditer(r"\bEXECUTE\b", statement):
         if _several(literals):
-            yield found.end() - 1, "several statements in one EXECUTE: CALL job_stats.run_script"
+            yield found.end() - 1, "several statements in one EXECUTE: make one DO block of them"
 
 
 def _alter_table(actions: str) -> str:
