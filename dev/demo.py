@@ -51,8 +51,8 @@ def main() -> None:
             show_statistics(conn)
             today = jobs_today(conn)
 
-            title("yoyo rollback --revision 0002: legacy rows again, which mix the marketplaces up")
-            print(run(server, *YOYO, "rollback", "--revision", "0002"))
+            title("yoyo rollback --revision 0020: legacy rows again, which mix the marketplaces up")
+            print(run(server, *YOYO, "rollback", "--revision", "0020"))
             check_legacy(server, conn, definitions, legacy)
             mixed = conn.execute(f"SELECT total_jobs FROM {TENANT}.vinted_job_stats {TODAYS_LIKES}").fetchall()
             check(mixed == [(today["vinted", LIKE] + today["ebay", LIKE],)], "Vinted's and eBay's jobs are in one row")

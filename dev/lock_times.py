@@ -71,13 +71,15 @@ def main() -> None:
     """Print a table per file."""
     with throwaway_server(durable=True) as server, psycopg.connect(server.url(), autocommit=True) as conn:
         print(f"PostgreSQL {conn.info.server_version // 10000}, {os.cpu_count()} cores, {platform.platform()}")
-        conn.execute((MIGRATIONS / "0001.tenant-toolkit.sql").read_bytes())
+        for file in sorted(MIGRATIONS.glob("00[01]*.sql")):
+            if not file.stem.endswith(".rollback"):
+                conn.execute(file.read_bytes())
         conn.execute("CREATE SCHEMA vinted; CREATE TABLE vinted.action_types (id integer PRIMARY KEY)")
         conn.execute("INSERT INTO vinted.action_types SELECT generate_series(0, 19)")
         for rows in SIZES:
             lay_out(conn, rows)
-        for up in ["0002.marketplace-job-stats.sql", "0003.exact-averages.sql"]:
-            begin_run = "INSERT INTO job_stats.runs (migration, pid, to_do) VALUES (%s, pg_backend_pid(), 0)"
+        for up in ["0020.marketplace-job-stats.sql", "0021.exact-averages.sql"]:
+            begin_run = "INSERT INTO tenancy.runs (migration, pid, to_do) VALUES (%s, pg_backend_pid(), 0)"
             conn.execute(begin_run, [up.removesuffix(".sql")])
             report(conn, up)
             for rows in SIZES:
@@ -90,7 +92,7 @@ def main() -> None:
                 INSERT INTO user_{rows}.marketplace_job_stats (action_type_id, marketplace, date, total_jobs)
                 SELECT action_type_id, 'ebay', date, 5 FROM user_{rows}.vinted_job_stats LIMIT {rows // 10}
             """)
-        for down in ["0003.exact-averages.rollback.sql", "0002.marketplace-job-stats.rollback.sql"]:
+        for down in ["0021.exact-averages.rollback.sql", "0020.marketplace-job-stats.rollback.sql"]:
             report(conn, down)
 
 

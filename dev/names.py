@@ -27,12 +27,15 @@ from pglast.visitors import Visitor
 
 from dev.tenant_ddl import tenant_ddl
 
-_EXCEPTIONS = {
-    # A procedure that commits cannot pin its path. This one has no operator, function or type that a path could take.
-    "--proc-without-search-path": "job_stats.for_each_tenant(migration text,pending text,run text,"
+_EXCEPTIONS = (
+    # A procedure that commits cannot pin its path. These have no operator, function or type that a path could take.
+    "--proc-without-search-path=tenancy.for_each_tenant(INOUT migration text,pending text,run text,"
     "lock_timeout_ms integer,attempts integer,INOUT done integer,INOUT already_done integer,INOUT failed integer,"
     "INOUT slowest_ms numeric,INOUT seconds numeric)",
-}
+    "--proc-without-search-path=tenancy.sweep(INOUT done integer)",
+    # As one script, in the order in which they run: CREATE OR REPLACE is safe in a schema that an earlier one made.
+    "--append",
+)
 _DDL = (ast.AlterTableStmt, ast.DropStmt, ast.IndexStmt, ast.LockStmt, ast.RenameStmt)
 
 
@@ -86,7 +89,7 @@ def problems(file: str, text: str) -> Iterator[str]:
         yield "BEGIN ATOMIC: pgspot cannot read it; use a string and SET search_path"
     for raw in parse_sql(tenant_ddl(text)):
         if isinstance(raw.stmt, ast.CallStmt):
-            if raw.stmt.funccall.funcname[0].sval != "job_stats":
+            if raw.stmt.funccall.funcname[0].sval not in ("tenancy", "job_stats"):
                 yield f"{raw.stmt.funccall.funcname[0].sval}: in tenants, only routines of ours are called"
         elif isinstance(raw.stmt, _DDL):
             names = _Names(in_tenant=True)
@@ -101,8 +104,10 @@ def main(files: list[str]) -> int:
     found = [f"{file}: {problem}" for file in files for problem in problems(file, Path(file).read_text("utf-8"))]
     print(*found, sep="\n", end="\n" * bool(found))
     migrations = [file for file in files if "stats_lib" not in Path(file).parts]
-    exceptions = [word for exception in _EXCEPTIONS.items() for word in exception]
-    spotted = subprocess.run([sys.executable, "-m", "pgspot", *exceptions, *migrations], capture_output=True, text=True)
+    migrations.sort(key=lambda file: (".rollback." in file, Path(file).name))
+    spotted = subprocess.run(
+        [sys.executable, "-m", "pgspot", *_EXCEPTIONS, *migrations], capture_output=True, text=True
+    )
     if spotted.returncode:
         print(spotted.stdout, spotted.stderr)
     return int(bool(found) or spotted.returncode != 0 or not files)

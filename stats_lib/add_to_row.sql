@@ -6,7 +6,7 @@
 -- code takes it.
 --
 -- Old code changes the average but not the sum. So the sum is believed only while it gives the average in the row;
--- otherwise (old code, a row from before 0003, a repair by hand) it starts anew, as average times jobs. What that loses
+-- otherwise (old code, a row from before 0021, a repair by hand) it starts anew, as average times jobs. What that loses
 -- is less than truncation would have cost old code for the library's jobs: tests/test_averages.py has the bound.
 --
 -- Nothing overflows: 2^31 - 1 jobs, as many as a row counts, of 2^32 ms, the longest, last less than 2^63 ms.

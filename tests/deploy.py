@@ -4,6 +4,7 @@ Every helper takes a connection and works on the database, and as the user, that
 `CompletedProcess` leave it to the caller to look at `returncode`, `stdout` and `stderr`.
 """
 
+import re
 import subprocess
 import sys
 from collections.abc import Mapping
@@ -39,7 +40,7 @@ def connect(conn: psycopg.Connection[Any], **options: Any) -> psycopg.Connection
 def yoyo(conn: psycopg.Connection[Any], *argv: str, env: Mapping[str, str] | None = None) -> Result:
     """Run the yoyo command line from the top of the checkout, so that it reads yoyo.ini.
 
-    `env` adds variables: `yoyo(conn, "apply", env={"PGOPTIONS": "-c job_stats.tenants=user_1"})`.
+    `env` adds variables: `yoyo(conn, "apply", env={"PGOPTIONS": "-c tenancy.tenants=user_1"})`.
     """
     return _run([sys.executable, "-m", "yoyo", *argv], conn, env)
 
@@ -59,7 +60,8 @@ def schema_dump(conn: psycopg.Connection[Any], *schemas: str) -> str:
     only = [f'--schema="{schema.replace(chr(34), 2 * chr(34))}"' for schema in schemas]
     dump = _run(["pg_dump", "--schema-only", "--restrict-key=same", *only], conn)  # the key is random otherwise
     dump.check_returncode()
-    return dump.stdout
+    # What a server from 15.20 on keeps for itself, and a pg_dump of another version prints.
+    return re.sub(r"ALTER TABLE ONLY .* SET \(pg_attver=[^)]*\);\n+", "", dump.stdout)
 
 
 def _run(

@@ -30,13 +30,14 @@ class Run:
 def stopped(conn: Connection, point: str, command: str) -> Iterator[Run]:
     """Start yoyo, and wait until it has got to this point."""
     table = "marketplace_job_stats" if command == "rollback" else "vinted_job_stats"
+    template = f"template_tenant.{table}"
     sequence = f"user_named_key.{table}_id_seq"
     sleeps = (
         "SELECT pid FROM pg_stat_activity WHERE datname = current_database() AND wait_event = 'PgSleep' AND pid <> %s"
     )
     waits = "SELECT pid FROM pg_locks WHERE NOT granted AND relation = to_regclass(%s)"
     lock, is_stopped, whom = {
-        "before the first": ("LOCK TABLE job_stats.runs IN SHARE MODE", waits, "job_stats.runs"),
+        "before the first": (f"LOCK TABLE {template} IN ACCESS SHARE MODE", waits, template),
         # The run puts the tenant off, does the others, and then sleeps a while.
         "between tenants": (f"LOCK TABLE user_2.{table} IN ACCESS SHARE MODE", sleeps, conn.info.backend_pid),
         "inside a tenant": (f"SELECT nextval('{sequence}')", waits, sequence),  # renamed at the end of its script

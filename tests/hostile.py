@@ -88,8 +88,8 @@ BEGIN
         'DELETE FROM user_victim.marketplace_job_stats_archive',
         'SELECT count(*) FROM user_victim.vinted_job_stats',
         'SELECT count(*) FROM user_victim.marketplace_job_stats',
-        'INSERT INTO job_stats.dropped VALUES (''user_victim.marketplace_job_stats'', ''0002'', '''')',
-        'UPDATE job_stats.dropped SET restore = ''ALTER ROLE legacy_evil SUPERUSER;''',
+        'INSERT INTO tenancy.undo VALUES (''user_victim.marketplace_job_stats'', ''0002'', '''')',
+        'UPDATE tenancy.undo SET script = ''ALTER ROLE legacy_evil SUPERUSER;''',
         'CREATE FUNCTION job_stats.fold_rows(integer) RETURNS integer LANGUAGE sql AS ''SELECT 1'''
     ] LOOP
         BEGIN
@@ -126,7 +126,7 @@ FOR EACH ROW EXECUTE FUNCTION user_evil.on_row();
 RESET ROLE;
 """
 
-OWNED = "SELECT rolname FROM pg_roles WHERE rolsuper AND starts_with(rolname, 'legacy_')"
+OWNED = "SELECT rolname FROM pg_roles WHERE rolsuper AND rolname ~ '^legacy_'"
 
 
 @dataclass(frozen=True)

@@ -12,10 +12,10 @@ from tests.deploy import ROOT, Result, schema_dump
 
 Connection = psycopg.Connection[tuple[Any, ...]]
 
-UPGRADE = str(ROOT / "sql/migrations/0002.marketplace-job-stats.sql")
-DOWNGRADE = str(ROOT / "sql/migrations/0002.marketplace-job-stats.rollback.sql")
-EXACT = str(ROOT / "sql/migrations/0003.exact-averages.sql")
-UNEXACT = str(ROOT / "sql/migrations/0003.exact-averages.rollback.sql")
+UPGRADE = str(ROOT / "sql/migrations/0020.marketplace-job-stats.sql")
+DOWNGRADE = str(ROOT / "sql/migrations/0020.marketplace-job-stats.rollback.sql")
+EXACT = str(ROOT / "sql/migrations/0021.exact-averages.sql")
+UNEXACT = str(ROOT / "sql/migrations/0021.exact-averages.rollback.sql")
 VERIFY = str(ROOT / "sql/migrations/post-apply.verify.sql")
 
 

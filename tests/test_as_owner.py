@@ -55,7 +55,7 @@ def test_honest_tenants_go_up_and_down(migrator: Migrator, shape: str) -> None:
     before = schema_dump(conn, "user_victim")
     counted = "SELECT ARRAY[marketplace, count(*)::text, sum(total_jobs)::text] FROM user_victim.marketplace_job_stats"
     ok(migrator.yoyo("apply"))
-    ok(migrator.yoyo("rollback", "--revision", "0002"))
+    ok(migrator.yoyo("rollback", "--revision", "0020"))
     assert schema_dump(conn, "user_victim") == before
     ok(migrator.yoyo("apply"))
     conn.execute(
@@ -67,12 +67,12 @@ def test_honest_tenants_go_up_and_down(migrator: Migrator, shape: str) -> None:
     per_marketplace = column(conn, f"{counted} GROUP BY marketplace ORDER BY 1")
     assert per_marketplace == [["ebay", "15", "75"], ["vinted", "15", "150"]]
     for _ in range(2):
-        ok(migrator.yoyo("rollback", "--revision", "0002"))
+        ok(migrator.yoyo("rollback", "--revision", "0020"))
         assert states(conn)["user_victim"] == "legacy"
         assert column(conn, "SELECT sum(total_jobs) FROM user_victim.vinted_job_stats") == [75 + 150]
         ok(migrator.yoyo("apply"))
         assert column(conn, f"{counted} GROUP BY marketplace ORDER BY 1") == per_marketplace
-    ok(migrator.yoyo("rollback", "--revision", "0002"))
+    ok(migrator.yoyo("rollback", "--revision", "0020"))
     conn.execute("SET search_path = user_victim")
     conn.execute("UPDATE vinted_job_stats SET total_jobs = total_jobs + 1, success_count = success_count + 1")
     conn.execute("RESET search_path")
@@ -95,7 +95,7 @@ def test_an_owner_that_may_take_no_ids_is_named(migrator: Migrator) -> None:
         "INSERT INTO user_victim.marketplace_job_stats (action_type_id, date, marketplace)"
         " VALUES (9, '2026-01-01', 'ebay')"
     )
-    ok(migrator.yoyo("rollback", "--revision", "0002"))
+    ok(migrator.yoyo("rollback", "--revision", "0020"))
     conn.execute("UPDATE user_victim.vinted_job_stats SET total_jobs = 1, failure_count = 1 WHERE action_type_id = 9")
     sequence = "template_tenant.vinted_job_stats_id_seq"
     conn.execute(f"REVOKE USAGE ON SEQUENCE {sequence} FROM legacy_victim".encode())
@@ -135,7 +135,7 @@ def test_each_grant_is_needed(empty: Connection, less: str, file: str, said: str
         pytest.skip("before PostgreSQL 16 a membership has no SET option")
     try:
         if file:
-            ok(migrator.yoyo("apply", "--revision", "0001"))
+            ok(migrator.yoyo("apply", "--revision", "0011"))
         empty.execute(less.format(empty.info.dbname).encode())
         refused = migrator.psql("-f", file) if file else migrator.yoyo("apply")
     finally:
@@ -151,7 +151,7 @@ def test_each_grant_is_needed(empty: Connection, less: str, file: str, said: str
 def test_the_grants_are_enough(empty: Connection) -> None:
     """The role of docs/grants.sql does everything, without CREATE on the database once the toolkit is there."""
     migrator = lay_out(empty, "member")
-    ok(migrator.yoyo("apply", "--revision", "0001"))
+    ok(migrator.yoyo("apply", "--revision", "0011"))
     empty.execute(f'REVOKE CREATE ON DATABASE "{empty.info.dbname}" FROM legacy_member'.encode())
     both = ["sql/migrations", "sql/contract"]
     for command in [

@@ -434,7 +434,7 @@ def test_up_and_down_with_data(conn: Connection) -> None:
         FROM pg_attribute WHERE attrelid = %s::regclass AND attnum > 0 AND NOT attisdropped
     """
     view, table = column(conn, columns, "user_1.vinted_job_stats"), column(conn, columns, TABLE)
-    ok(yoyo(conn, "rollback", "--revision", "0003"))
+    ok(yoyo(conn, "rollback", "--revision", "0021"))
     assert table == [f"{column(conn, columns, TABLE)[0]} untimed_jobs total_duration_ms"]
     assert (1667, view) == (average(conn), column(conn, columns, "user_1.vinted_job_stats"))
     ok(psql(conn, "-f", VERIFY))

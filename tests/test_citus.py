@@ -145,7 +145,7 @@ def test_all_the_way_up_and_down(citus: Connection) -> None:
     ]
 
     split = all_stats(citus)
-    ok(yoyo(citus, "rollback", "--revision", "0002", env=SHARDING))
+    ok(yoyo(citus, "rollback", "--revision", "0020", env=SHARDING))
     assert states(citus) == dict.fromkeys(TENANTS, "legacy")
     assert rows(citus, "user_3", "vinted_job_stats") == before["user_3"]
     folded = "SELECT sum(total_jobs) FROM user_1.vinted_job_stats WHERE date = (now() AT TIME ZONE 'UTC')::date"
@@ -198,9 +198,9 @@ def test_a_tenant_that_is_locked_is_put_off(citus: Connection, node: str) -> Non
     with reader:
         reader.execute("SELECT count(*) FROM user_1.vinted_job_stats")
         with running(yoyo, citus, "apply") as results:
-            wait_until(citus, "SELECT to_regclass('job_stats.journal') IS NOT NULL")
-            wait_until(citus, "SELECT count(*) > 0 FROM job_stats.journal WHERE outcome = 'locked'")
+            wait_until(citus, "SELECT to_regclass('tenancy.journal') IS NOT NULL")
+            wait_until(citus, "SELECT count(*) > 0 FROM tenancy.journal WHERE outcome = 'locked'")
             reader.rollback()
     ok(results[0])
     assert states(citus) == dict.fromkeys(TENANTS, "migrated")
-    assert set(column(citus, "SELECT schema_name FROM job_stats.journal WHERE outcome <> 'done'")) == {"user_1"}
+    assert set(column(citus, "SELECT schema_name FROM tenancy.journal WHERE outcome <> 'done'")) == {"user_1"}

@@ -96,7 +96,7 @@ def test_contracted_tenants_can_be_rolled_back_to_legacy(legacy: Connection) -> 
             update_job_stats(legacy, schema="user_1", action_type_id=7, marketplace=marketplace, success=True)
     counted = get_stats(legacy, schema="user_1")
 
-    ok(yoyo(legacy, "rollback", "--revision", "0002"))
+    ok(yoyo(legacy, "rollback", "--revision", "0020"))
     assert column(legacy, "SELECT total_jobs FROM user_1.vinted_job_stats WHERE action_type_id = 7") == [15]
     assert definitions(legacy, but="user_1") == before  # which has an archive of the split, too
     for schema in tenants(legacy):

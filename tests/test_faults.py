@@ -15,7 +15,7 @@ import pytest
 from psycopg import sql
 
 from dev.server import Server, throwaway_server
-from tests.deploy import connect, psql, yoyo
+from tests.deploy import ROOT, connect, psql, yoyo
 from tests.faults import (
     Fault,
     crash_server,
@@ -27,8 +27,10 @@ from tests.faults import (
 )
 from tests.tenants import Connection, column, ok, states, tenants, wait_until
 
-TOOLKIT = ["0001.tenant-toolkit"]
-ALL = [*TOOLKIT, "0002.marketplace-job-stats", "0003.exact-averages"]
+TOOLKIT = [
+    path.stem for path in sorted((ROOT / "sql/migrations").glob("00[01]*.sql")) if not path.stem.endswith(".rollback")
+]
+ALL = [*TOOLKIT, "0020.marketplace-job-stats", "0021.exact-averages"]
 
 
 # Databases to clone: legacy tenants and the toolkit; the same, upgraded.
@@ -43,10 +45,10 @@ def server_to_crash(_no_libpq_variables: None) -> Iterator[Server]:
             conn.execute("CREATE DATABASE toolkit")
             with psycopg.connect(server.url("toolkit")) as toolkit:
                 ok(psql(toolkit, "-f", "dev/legacy.sql"))
-                ok(yoyo(toolkit, "apply", "--revision", "0001"))
+                ok(yoyo(toolkit, "apply", "--revision", "0011"))
             conn.execute("CREATE DATABASE upgraded TEMPLATE toolkit")
             with psycopg.connect(server.url("upgraded")) as upgraded:
-                ok(yoyo(upgraded, "apply", "--revision", "0002"))
+                ok(yoyo(upgraded, "apply", "--revision", "0020"))
         yield server
 
 
@@ -64,14 +66,14 @@ def clone_of(server: Server, template: str, tablespace: str = "pg_default") -> I
 
 @pytest.fixture
 def toolkit(server_to_crash: Server) -> Iterator[Connection]:
-    """A connection to the database of `dev/legacy.sql` after `yoyo apply --revision 0001`."""
+    """A connection to the database of `dev/legacy.sql` after `yoyo apply --revision 0011`."""
     with clone_of(server_to_crash, "toolkit") as conn:
         yield conn
 
 
 @pytest.fixture
 def upgraded(server_to_crash: Server) -> Iterator[Connection]:
-    """A connection to the database of `dev/legacy.sql` after `yoyo apply --revision 0002`."""
+    """A connection to the database of `dev/legacy.sql` after `yoyo apply --revision 0020`."""
     with clone_of(server_to_crash, "upgraded") as conn:
         yield conn
 
@@ -112,7 +114,7 @@ def shapes(conn: Connection) -> dict[str, str]:
 
 def whole(conn: Connection) -> dict[str, str]:
     """Whether each tenant is legacy or migrated, once nobody is at work; it is nothing else, and job_stats agrees."""
-    wait_until(conn, "SELECT count(*) = 0 FROM pg_locks WHERE locktype = 'advisory'")
+    wait_until(conn, "SELECT count(*) = 0 FROM tenancy.progress WHERE state = 'running'")
     found = shapes(conn)
     assert set(found.values()) <= {"legacy", "migrated"}
     assert {schema: state for schema, state in states(conn).items() if state != "missing"} == found
@@ -223,7 +225,7 @@ def test_the_server_goes_on_when_yoyo_is_killed(toolkit: Connection) -> None:
         assert f"migrated already, by pid {run.pid}" in refused.stderr
         assert marks(toolkit) == TOOLKIT
     assert set(whole(toolkit).values()) == {"migrated"}
-    assert "\n 0    | 20 " in ok(yoyo(toolkit, "apply"))
+    assert "| 0    | 20 " in ok(yoyo(toolkit, "apply"))
     assert marks(toolkit) == ALL
 
 
@@ -236,7 +238,7 @@ def test_yoyo_loses_its_idle_connection(toolkit: Connection) -> None:
     assert set(whole(toolkit).values()) == {"migrated"}
     assert marks(toolkit) == TOOLKIT
     break_lock_if(True, toolkit)
-    assert "\n 0    | 20 " in ok(yoyo(toolkit, "apply"))
+    assert "| 0    | 20 " in ok(yoyo(toolkit, "apply"))
     assert marks(toolkit) == ALL
 
 
@@ -278,7 +280,7 @@ def test_a_role_without_rights_on_some_tenants(legacy: Connection) -> None:
         assert "user_3: " in failed.stderr
         assert {schema for schema, shape in whole(legacy).items() if shape == "legacy"} == set(refused)
         hand_over(refused)
-        assert "\n 2    | 18 " in ok(yoyo(migrator, "apply"))
+        assert "| 2    | 18 " in ok(yoyo(migrator, "apply"))
     assert set(whole(legacy).values()) == {"migrated"}
     assert marks(legacy) == ALL
 

@@ -115,7 +115,7 @@ def test_a_rollback_folds_each_day_into_one_row_and_archives_the_split(legacy: C
     only_etsy, only_ebay = count(legacy, "user_1", 2, "etsy", 1, 50), count(legacy, "user_1", 2, "ebay", 2, 51)
     only_vinted = count(legacy, "user_1", 3, "vinted", 7, 70)
     idle = count(legacy, "user_1", 4, "ebay", 0)
-    ok(yoyo(legacy, "rollback", "--revision", "0002"))
+    ok(yoyo(legacy, "rollback", "--revision", "0020"))
 
     assert folded(legacy, "user_1") == [
         (vinted, 1, 47, 45, 2, round((12 * 2000 + 30 * 100) / 42)),

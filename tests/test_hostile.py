@@ -30,6 +30,15 @@ ENUM = """
     CREATE CAST (user_evil.e AS integer) WITH FUNCTION user_evil.to_int(user_evil.e) AS IMPLICIT;
 """
 
+RAISES = """
+    CREATE FUNCTION user_evil.raises() RETURNS trigger LANGUAGE plpgsql AS $$
+    BEGIN
+        RAISE EXCEPTION 'said by evil' {};
+    END $$;
+    CREATE TRIGGER t AFTER UPDATE ON user_evil.marketplace_job_stats
+    FOR EACH STATEMENT EXECUTE FUNCTION user_evil.raises()
+"""
+
 # Done by the tenant's owner before the change: what the upgrade says of it ("" for nothing: the tenant is migrated).
 BEFORE = {
     "operators": (
@@ -52,6 +61,14 @@ BEFORE = {
     "predicate of the old key": (
         "CREATE UNIQUE INDEX ON user_evil.vinted_job_stats (action_type_id, date) WHERE user_evil.is_fine(total_jobs)",
         "",
+    ),
+    "constant of a domain in the old key's predicate": (
+        """
+        CREATE DOMAIN user_evil.dom AS integer CHECK (user_evil.is_fine(VALUE));
+        CREATE UNIQUE INDEX ON user_evil.vinted_job_stats (action_type_id, date)
+            WHERE '{1}'::user_evil.dom[] IS NOT NULL
+        """,
+        "has a constant of a type that is not PostgreSQL's",
     ),
     "cast under a foreign key": (
         f"""
@@ -143,6 +160,50 @@ AFTER = {
         """,
         "compares a type that is not PostgreSQL's, user_evil.e",
     ),
+    "default that is read by the code of its type": (
+        """
+        CREATE DOMAIN user_evil.dom AS integer CHECK (user_evil.is_fine(VALUE));
+        ALTER TABLE user_evil.marketplace_job_stats ALTER marketplace SET DEFAULT ('{1}'::user_evil.dom[])::text
+        """,
+        "",
+    ),
+    "cancellation": (RAISES.format("USING ERRCODE = '57014'"), "user_evil: said by evil"),
+    "assertion": (RAISES.replace("RAISE EXCEPTION 'said by evil' {}", "ASSERT false, 'said by evil'"), "said by evil"),
+    "message without end": (RAISES.format("USING DETAIL = repeat('y', 500000000)"), "user_evil: said by evil yyyy"),
+    "message of several lines": (
+        RAISES.format("USING DETAIL = E'x\\nvictim failed\\n'"),
+        "user_evil: said by evil x victim failed",
+    ),
+    "locks of the session": (
+        """
+        CREATE FUNCTION user_evil.locks() RETURNS trigger LANGUAGE plpgsql AS $$
+        BEGIN
+            FOR i IN 1..100000 LOOP
+                PERFORM pg_advisory_lock(i);
+            END LOOP;
+            RETURN NULL;
+        EXCEPTION
+            WHEN OTHERS THEN RETURN NULL;
+        END $$;
+        CREATE TRIGGER t AFTER UPDATE ON user_evil.marketplace_job_stats
+        FOR EACH STATEMENT EXECUTE FUNCTION user_evil.locks()
+        """,
+        "user_evil: ",
+    ),
+    "what the script did undone": (
+        """
+        CREATE FUNCTION user_evil.undoes() RETURNS trigger LANGUAGE plpgsql AS $$
+        BEGIN
+            ALTER TABLE user_evil.marketplace_job_stats_archive ADD COLUMN IF NOT EXISTS more integer;
+            ALTER TABLE user_evil.marketplace_job_stats RENAME TO away;
+            CREATE TABLE user_evil.marketplace_job_stats (LIKE user_evil.away INCLUDING ALL);
+            RETURN NULL;
+        END $$;
+        CREATE TRIGGER t AFTER UPDATE ON user_evil.marketplace_job_stats
+        FOR EACH STATEMENT EXECUTE FUNCTION user_evil.undoes()
+        """,
+        "user_evil: ",
+    ),
     "errors of ours": (
         """
         CREATE FUNCTION user_evil.lies() RETURNS trigger LANGUAGE plpgsql AS
@@ -213,7 +274,7 @@ def do(migrator: Migrator, attack: str) -> None:
 def rehearse(migrator: Migrator, *files: str) -> None:
     """Run files in every tenant and roll back; who is refused does not matter here."""
     for file in files:
-        migrator.psql("-f", file, env={"PGOPTIONS": "-c job_stats.dry_run=on"})
+        migrator.psql("-f", file, env={"PGOPTIONS": "-c tenancy.dry_run=on"})
     unharmed(migrator.superuser)
 
 
@@ -234,7 +295,7 @@ def test_before_the_change(migrator: Migrator, attack: str, said: str) -> None:
     """Whatever a tenant has prepared, it is migrated or refused by name, and the others are done, up and down."""
     conn = migrator.superuser
     before = counts(conn, "user_victim")
-    ok(migrator.yoyo("apply", "--revision", "0001"))
+    ok(migrator.yoyo("apply", "--revision", "0011"))
     conn.execute("GRANT USAGE ON SCHEMA vinted TO legacy_evil; GRANT ALL ON vinted.action_types TO legacy_evil")
     do(migrator, attack)
     conn.execute("ALTER TABLE vinted.action_types OWNER TO legacy_keeper")
@@ -272,7 +333,7 @@ def test_after_the_change(migrator: Migrator, attack: str, said: str) -> None:
     counted = counts(conn, "user_victim")
     do(migrator, attack)
     rehearse(migrator, UNEXACT, DOWNGRADE)
-    expect(migrator, said, "rollback", "--revision", "0002")
+    expect(migrator, said, "rollback", "--revision", "0020")
     assert states(conn)["user_victim"] == "legacy"
     assert states(conn)["user_evil"] == ("legacy" if not said else states(conn)["user_evil"])
     rehearse(migrator, UPGRADE)
@@ -289,7 +350,7 @@ def test_between_rollback_and_upgrade(migrator: Migrator, attack: str, said: str
     ok(migrator.yoyo("apply"))
     each_day_on_ebay(conn, "user_evil", "user_victim")
     counted = counts(conn, "user_victim")
-    ok(migrator.yoyo("rollback", "--revision", "0002"))
+    ok(migrator.yoyo("rollback", "--revision", "0020"))
     do(migrator, attack)
     rehearse(migrator, UPGRADE)
     expect(migrator, said, "apply")
@@ -302,7 +363,7 @@ def test_the_evil_code_does_run(empty: Connection) -> None:
     ok(migrator.yoyo("apply"))
     each_day_on_ebay(empty, "user_evil")
     do(migrator, AFTER["trigger on rows"][0])
-    ok(migrator.yoyo("rollback", "--revision", "0002"))
+    ok(migrator.yoyo("rollback", "--revision", "0020"))
     assert column(empty, "SELECT is_called FROM user_evil.struck") == [True]
     unharmed(empty)
     try:
@@ -326,12 +387,12 @@ def test_what_a_rollback_runs_is_the_toolkits_owners(empty: Connection) -> None:
     )
     ok(migrator.yoyo("apply"))
     each_day_on_ebay(empty, "user_evil")
-    ok(migrator.yoyo("rollback", "--revision", "0002"))
+    ok(migrator.yoyo("rollback", "--revision", "0020"))
     with as_role(empty, "legacy_backend") as backend:
         for query in [
-            "UPDATE job_stats.dropped SET restore = 'ALTER ROLE legacy_backend SUPERUSER;'",
-            "SELECT * FROM job_stats.journal",
-            "CALL job_stats.restore_dropped('user_evil.vinted_job_stats', '', '')",
+            "UPDATE tenancy.undo SET script = 'ALTER ROLE legacy_backend SUPERUSER;'",
+            "SELECT * FROM tenancy.journal",
+            "CALL tenancy.restore('user_evil.vinted_job_stats', '', '', '')",
             "CREATE TABLE job_stats.mine ()",
             "SELECT * FROM user_evil.marketplace_job_stats_archive",
         ]:
@@ -339,10 +400,10 @@ def test_what_a_rollback_runs_is_the_toolkits_owners(empty: Connection) -> None:
                 backend.execute(query.encode())
     granted = """
         SELECT c.relname || ' to ' || a.grantee::regrole FROM pg_class AS c, aclexplode(c.relacl) AS a
-        WHERE relnamespace = 'job_stats'::regnamespace AND a.grantee <> c.relowner
+        WHERE relnamespace IN ('job_stats'::regnamespace, 'tenancy'::regnamespace) AND a.grantee <> c.relowner
         UNION ALL
         SELECT p.proname || ' to ' || a.grantee::regrole FROM pg_proc AS p, aclexplode(p.proacl) AS a
-        WHERE pronamespace = 'job_stats'::regnamespace AND a.grantee NOT IN (0, p.proowner)
+        WHERE pronamespace IN ('job_stats'::regnamespace, 'tenancy'::regnamespace) AND a.grantee NOT IN (0, p.proowner)
     """
     assert column(empty, granted) == []
 
@@ -370,24 +431,32 @@ def test_a_strangers_functions_are_not_called(empty: Connection, schema: str) ->
                 RETURN pg_catalog.format(x, y);
             END $$;
             CREATE FUNCTION set_config(x text, y text, z boolean) RETURNS text LANGUAGE sql AS 'SELECT x';
+            CREATE FUNCTION starts_with(x name, y text) RETURNS boolean LANGUAGE plpgsql AS $$
+            BEGIN
+                BEGIN EXECUTE 'ALTER ROLE legacy_squatter SUPERUSER'; EXCEPTION WHEN OTHERS THEN NULL; END;
+                RETURN true;
+            END $$;
             CREATE TABLE tenants (schema_oid oid, schema_name name);
             CREATE TABLE vinted_job_stats (id integer)
             """
         )
     ok(migrator.yoyo("apply"))
     ok(migrator.yoyo("rollback", "--all"))
+    ok(psql(empty, "-v", "migrator=legacy_member", "-f", str(ROOT / "docs/grants.sql")))
     unharmed(empty)
 
 
 def test_the_toolkit_is_not_made_outside_of_a_transaction(empty: Connection) -> None:
     """psql without --single-transaction would make it under the caller's search_path: refused, with what to do."""
     migrator = lay_out(empty, "superuser")
-    toolkit = str(ROOT / "sql/migrations/0001.tenant-toolkit.sql")
+    toolkit = str(ROOT / "sql/migrations/0001.tenancy.sql")
     refused = migrator.psql("-f", toolkit)
     assert refused.returncode != 0
     assert "psql --single-transaction" in refused.stderr
-    assert column(empty, "SELECT to_regnamespace('job_stats')") == [None]
-    ok(migrator.psql("--single-transaction", "-f", toolkit))
+    assert column(empty, "SELECT to_regnamespace('tenancy')") == [None]
+    for file in sorted((ROOT / "sql/migrations").glob("00[01]*.sql")):
+        if not file.stem.endswith(".rollback"):
+            ok(migrator.psql("--single-transaction", "-f", str(file)))
     ok(migrator.psql("-f", UPGRADE))
 
 
@@ -457,10 +526,100 @@ def test_others_are_not_held_up(empty: Connection) -> None:
             other.execute("SELECT FROM vinted.action_types")
             other.execute("INSERT INTO vinted.action_types VALUES (4, 'offer')")
             other.execute("SELECT FROM user_victim.marketplace_job_stats")
-        empty.execute("SELECT pg_cancel_backend(pid) FROM job_stats.runs ORDER BY id DESC LIMIT 1")
+        empty.execute("SELECT pg_cancel_backend(pid) FROM tenancy.runs ORDER BY id DESC LIMIT 1")
     assert results[0].returncode != 0
     forgotten = {name for name, state in states(empty).items() if state == "drifted"}
     assert forgotten == set()
+
+
+def test_a_tenant_that_ends_the_session_keeps_no_other_from_its_turn(empty: Connection) -> None:
+    """From 17 on a tenant's code can end its session; when the command is given again, its turn comes last."""
+    if empty.info.server_version < 170000:
+        pytest.skip("before PostgreSQL 17 there is no transaction_timeout")
+    migrator = lay_out(empty, "superuser")
+    ok(migrator.yoyo("apply"))
+    each_day_on_ebay(empty, "user_evil", "user_victim")
+    do(
+        migrator,
+        """
+        CREATE FUNCTION user_evil.ends() RETURNS trigger LANGUAGE plpgsql AS $$
+        BEGIN
+            PERFORM set_config('transaction_timeout', '50', true), pg_sleep(10);
+            RETURN NULL;
+        END $$;
+        CREATE TRIGGER t AFTER UPDATE ON user_evil.marketplace_job_stats
+        FOR EACH STATEMENT EXECUTE FUNCTION user_evil.ends()
+        """,
+    )
+    for state in ["migrated", "legacy"]:
+        assert "terminating connection" in migrator.psql("-f", DOWNGRADE).stderr
+        assert states(empty)["user_victim"] == state
+    do(migrator, "DROP TRIGGER t ON user_evil.marketplace_job_stats")
+    ok(migrator.psql("-f", DOWNGRADE))
+    unharmed(empty)
+
+
+def test_an_archive_that_is_swapped_while_it_is_waited_for(empty: Connection) -> None:
+    """Where the schema is evil's and the table the migrator's, the archive that is used is the one looked at."""
+    migrator = lay_out(empty, "superuser")
+    empty.execute(f'ALTER TABLE user_evil.vinted_job_stats OWNER TO "{empty.info.user}"'.encode())
+    ok(migrator.yoyo("apply"))
+    empty.execute(
+        """
+        INSERT INTO user_evil.marketplace_job_stats (action_type_id, date, marketplace)
+        VALUES (1, '2026-01-01', 'ebay');
+        CREATE TABLE public.shape AS TABLE user_evil.marketplace_job_stats WITH NO DATA
+        """
+    )
+    ok(migrator.yoyo("rollback", "--revision", "0020"))
+    archive = "user_evil.marketplace_job_stats_archive"
+
+    with as_role(empty, "legacy_evil", autocommit=False) as evil:
+        evil.execute(f"DROP TABLE {archive}".encode())
+        evil.execute(f"CREATE TABLE {archive} (id integer, folded_id bigint)".encode())
+        evil.execute(
+            f"""
+            CREATE TRIGGER t BEFORE UPDATE ON {archive} FOR EACH STATEMENT EXECUTE FUNCTION user_evil.on_row()
+            """.encode()
+        )
+        with running(migrator.psql, "-f", UPGRADE) as results:
+            wait_until(empty, "SELECT count(*) > 0 FROM pg_locks WHERE NOT granted")
+            evil.commit()
+    unharmed(empty)
+    assert results[0].returncode != 0
+    assert states(empty)["user_victim"] == "migrated"
+    assert states(empty)["user_evil"] == "legacy"
+
+
+def test_a_view_in_the_tables_place_locks_nothing_of_others(empty: Connection) -> None:
+    """A view that evil puts there during the run is refused, before what it reads is locked."""
+    migrator = lay_out(empty, "superuser")
+    ok(migrator.yoyo("apply"))
+    empty.execute("CREATE SCHEMA user_a")
+    empty.execute(
+        "CREATE TABLE user_a.marketplace_job_stats (LIKE template_tenant.marketplace_job_stats INCLUDING ALL)"
+    )
+    empty.execute("GRANT USAGE ON SCHEMA user_victim TO legacy_evil")
+    with connect(empty, autocommit=False) as reader, connect(empty, autocommit=False) as other:
+        reader.execute("SELECT FROM user_a.marketplace_job_stats")
+        other.execute("SELECT FROM user_victim.marketplace_job_stats")  # a lock on it would have to wait
+        with running(migrator.psql, "-f", DOWNGRADE) as results:
+            wait_until(empty, "SELECT count(*) > 0 FROM pg_locks WHERE NOT granted")
+            do(
+                migrator,
+                """
+                ALTER TABLE user_evil.marketplace_job_stats RENAME TO away;
+                CREATE VIEW user_evil.marketplace_job_stats WITH (security_invoker) AS
+                SELECT 'ebay'::text AS marketplace FROM user_victim.marketplace_job_stats
+                """,
+            )
+            wait_until(
+                empty, "SELECT count(*) > 0 FROM tenancy.journal WHERE schema_name = 'user_evil' AND migration ~ 'back'"
+            )
+            reader.rollback()
+            other.rollback()
+    assert "user_evil: ALTER action DROP CONSTRAINT cannot be performed" in results[0].stderr
+    assert states(empty)["user_victim"] == "legacy"
 
 
 @pytest.mark.parametrize("schema", ["public", "of the role's name"])
@@ -487,8 +646,8 @@ def test_forged_marks(empty: Connection, schema: str) -> None:
 def test_a_mark_alone_does_not_verify(empty: Connection) -> None:
     """A pipeline that says what it expects is told of each migration that was marked and not run."""
     migrator = lay_out(empty, "superuser")
-    ok(migrator.yoyo("apply", "--revision", "0001"))
-    ok(migrator.yoyo("mark", "--revision", "0002"))
+    ok(migrator.yoyo("apply", "--revision", "0011"))
+    ok(migrator.yoyo("mark", "--revision", "0020"))
     ok(migrator.psql("-f", VERIFY))
     for state, said in [
         ("migrated", "user_evil: is legacy"),
@@ -500,6 +659,6 @@ def test_a_mark_alone_does_not_verify(empty: Connection) -> None:
     ok(migrator.psql("-c", "CALL job_stats.verify(expected => 'legacy')"))
     ok(migrator.psql("-f", UPGRADE))
     refused = migrator.psql("-c", "CALL job_stats.verify(expected => 'migrated')")
-    assert "user_evil: has not had 0003" in refused.stderr
+    assert "user_evil: has not had 0021" in refused.stderr
     refused = migrator.psql("-c", "CALL job_stats.verify(expected => 'legacy')")
     assert "user_evil: is migrated" in refused.stderr

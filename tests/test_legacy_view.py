@@ -117,7 +117,7 @@ def test_prepared_statements_survive_the_upgrade_and_the_rollback(legacy: Connec
         work()
         run(legacy, "DELETE FROM {}.marketplace_job_stats WHERE date = %s", "user_1", DAY)
         run(legacy, "DELETE FROM {}.marketplace_job_stats WHERE date = %s", "user_extra_columns", DAY)
-        ok(yoyo(legacy, "rollback", "--revision", "0002"))
+        ok(yoyo(legacy, "rollback", "--revision", "0020"))
         work()
 
 

@@ -235,7 +235,7 @@ def test_live_traffic(legacy: Connection, capsys: pytest.CaptureFixture[str]) ->
         ok(yoyo(legacy, "apply"))
         with traffic.of(NEW_CODE):
             traffic.goes_on()
-        ok(yoyo(legacy, "rollback", "--revision", "0002"))
+        ok(yoyo(legacy, "rollback", "--revision", "0020"))
         traffic.goes_on()
         ok(yoyo(legacy, "apply"))
         with traffic.of(NEW_CODE):

@@ -37,10 +37,10 @@ def test_a_locked_tenant_delays_nobody_else(legacy: Connection) -> None:
             rf"user_1: locked by pid {blocker.info.backend_pid} \(long report, in a transaction since \d", failed.stderr
         )
         assert {name for name, state in states(legacy).items() if state == "legacy"} == {"user_1"}
-        attempts = "SELECT attempt FROM job_stats.journal WHERE outcome = 'locked' ORDER BY id"
+        attempts = "SELECT attempt FROM tenancy.journal WHERE outcome = 'locked' ORDER BY id"
         assert column(legacy, attempts) == [1, 2, 3, 4, 5, 6, 7, 8, 9]
     assert refused == []
-    assert re.search(r"^ 1 +\| 19 ", ok(yoyo(legacy, "apply")), re.MULTILINE)
+    assert re.search(r"\| 1 +\| 19 ", ok(yoyo(legacy, "apply")), re.MULTILINE)
 
 
 def test_a_lock_that_goes_away_is_waited_for(legacy: Connection) -> None:
@@ -52,7 +52,7 @@ def test_a_lock_that_goes_away_is_waited_for(legacy: Connection) -> None:
             blocker.rollback()
     ok(results[0])
     outcomes = column(
-        legacy, "SELECT outcome FROM job_stats.journal WHERE schema_name = 'user_1' AND migration ~ '^0002' ORDER BY id"
+        legacy, "SELECT outcome FROM tenancy.journal WHERE schema_name = 'user_1' AND migration ~ '^0020' ORDER BY id"
     )
     assert set(outcomes[:-1]) == {"locked"}
     assert outcomes[-1] == "done"
@@ -63,8 +63,8 @@ def test_the_template_is_waited_for_before_any_other(legacy: Connection) -> None
     with connect(legacy, autocommit=False) as blocker:
         blocker.execute("LOCK TABLE template_tenant.vinted_job_stats IN ACCESS SHARE MODE")
         with running(yoyo, legacy, "apply") as results:
-            wait_until(legacy, "SELECT to_regclass('job_stats.journal') IS NOT NULL")
-            wait_until(legacy, "SELECT count(*) >= 2 FROM job_stats.journal")
+            wait_until(legacy, "SELECT to_regclass('tenancy.journal') IS NOT NULL")
+            wait_until(legacy, "SELECT count(*) >= 2 FROM tenancy.journal")
             assert "migrated" not in states(legacy).values()
             blocker.rollback()
     ok(results[0])
@@ -79,8 +79,8 @@ def test_a_clone_in_the_making_is_not_overlooked(legacy: Connection) -> None:
             "CREATE TABLE user_0_new.vinted_job_stats (LIKE template_tenant.vinted_job_stats INCLUDING ALL)"
         )
         with running(yoyo, legacy, "apply") as results:
-            wait_until(legacy, "SELECT to_regclass('job_stats.journal') IS NOT NULL")
-            wait_until(legacy, "SELECT count(*) >= 1 FROM job_stats.journal")
+            wait_until(legacy, "SELECT to_regclass('tenancy.journal') IS NOT NULL")
+            wait_until(legacy, "SELECT count(*) >= 1 FROM tenancy.journal")
             platform.commit()
     ok(results[0])
     assert states(legacy)["user_0_new"] == "migrated"
@@ -88,7 +88,7 @@ def test_a_clone_in_the_making_is_not_overlooked(legacy: Connection) -> None:
 
 def test_a_tenant_dropped_meanwhile_is_no_error(legacy: Connection) -> None:
     """A customer who leaves while the migration runs does not fail it."""
-    ok(yoyo(legacy, "apply", "--revision", "0001"))
+    ok(yoyo(legacy, "apply", "--revision", "0011"))
     with connect(legacy, autocommit=False) as blocker:
         blocker.execute("LOCK TABLE user_1.vinted_job_stats IN ACCESS SHARE MODE")
         with running(psql, legacy, "-f", UPGRADE) as results:
@@ -97,12 +97,3 @@ def test_a_tenant_dropped_meanwhile_is_no_error(legacy: Connection) -> None:
             blocker.commit()
     ok(results[0])
     assert "user_1" not in states(legacy)
-
-
-def test_a_sequence_in_use_keeps_its_name(legacy: Connection) -> None:
-    """An open transaction that has inserted in a clone holds the template's sequence; it does not stop the run."""
-    with connect(legacy, autocommit=False) as tenant:
-        tenant.execute("SELECT nextval('template_tenant.vinted_job_stats_id_seq')")
-        ok(yoyo(legacy, "apply"))
-    assert column(legacy, "SELECT to_regclass('template_tenant.vinted_job_stats_id_seq') IS NOT NULL") == [True]
-    assert set(states(legacy).values()) == {"migrated", "missing"}

@@ -8,8 +8,8 @@ from dev import names
 from tests.deploy import ROOT
 
 TOOLKIT, CHANGE, STATEMENT = (
-    "sql/migrations/0001.tenant-toolkit.sql",
-    "sql/migrations/0002.marketplace-job-stats.sql",
+    "sql/migrations/0009.fold.sql",
+    "sql/migrations/0020.marketplace-job-stats.sql",
     "stats_lib/update_job_stats.sql",
 )
 
@@ -18,9 +18,9 @@ PLANTED = {
     "operator in a tenant": (CHANGE, "marketplace::text IN", "marketplace IN", "operator ="),
     "function in a tenant": (CHANGE, "DEFAULT 'vinted'", "DEFAULT lower('vinted')", "function lower"),
     "query in a tenant": (CHANGE, "CALL job_stats.unfold_marketplaces(", "SELECT (", "SelectStmt"),
-    "update in a tenant": (CHANGE, "CALL job_stats.rename_parts(", "UPDATE x SET y = (", "UpdateStmt"),
-    "call of a tenant's": (CHANGE, "CALL job_stats.rename_parts(", "CALL rename_parts(", "only routines of ours"),
-    "routine without a path": (TOOLKIT, "STABLE\nSET search_path = pg_catalog, pg_temp", "STABLE", "PS005"),
+    "update in a tenant": (CHANGE, "CALL tenancy.rename_parts(", "UPDATE x SET y = (", "UpdateStmt"),
+    "call of a tenant's": (CHANGE, "CALL tenancy.rename_parts(", "CALL rename_parts(", "only routines of ours"),
+    "routine without a path": (TOOLKIT, "plpgsql\nSET search_path = pg_catalog, pg_temp", "plpgsql", "PS005"),
     "path that a tenant is in": (
         TOOLKIT,
         "SET search_path = pg_catalog, pg_temp\nAS",

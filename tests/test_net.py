@@ -60,7 +60,7 @@ def test_the_net_catches(netted: Connection) -> None:
 
 def test_a_planted_unsafe_name_is_caught(netted: Connection) -> None:
     """The change as it was, with `marketplace IN (…)` in the tenant's path, does not get through; nor does a helper."""
-    ok(yoyo(netted, "apply", "--revision", "0001"))
+    ok(yoyo(netted, "apply", "--revision", "0011"))
     with open(UPGRADE) as file:
         unsafe = file.read().replace("marketplace::text IN", "marketplace IN")
     refused = psql(netted, stdin=unsafe)
@@ -84,22 +84,22 @@ def test_the_whole_life(netted: Connection, options: str) -> None:
     def look(*args: str, more: str = "") -> str:
         return ok(psql(netted, *args, env={"PGOPTIONS": f"{options} {more}"}))
 
-    deploy("apply", "--revision", "0001")
+    deploy("apply", "--revision", "0011")
     for file in [UPGRADE, DOWNGRADE]:
-        look("-f", file, more="-c job_stats.dry_run=on")
-    look("-f", UPGRADE, more="-c job_stats.tenants=template_tenant|user_1")
+        look("-f", file, more="-c tenancy.dry_run=on")
+    look("-f", UPGRADE, more="-c tenancy.tenants=template_tenant|user_1")
     deploy("apply")
     look("-f", VERIFY)
     look("-c", "CALL job_stats.verify(expected => 'migrated')")
     assert re.search(r"user_owner +\| migrated +\|", look("-c", "TABLE job_stats.tenant_status"))
-    look("-c", "TABLE job_stats.progress")
-    look("-c", "SELECT job_stats.lock_holders('user_owner')")
+    look("-c", "TABLE tenancy.progress")
+    look("-c", "SELECT tenancy.lock_holders('user_owner')")
     netted.execute("GRANT USAGE ON SEQUENCE template_tenant.marketplace_job_stats_id_seq TO legacy_owner")
     for _ in range(2):
         with connect(netted, options=options) as caller:
             update_job_stats(caller, schema=SCHEMA, action_type_id=7, marketplace="ebay", success=True)
-        look("-f", DOWNGRADE, more="-c job_stats.dry_run=on")
-        deploy("rollback", "--revision", "0002")
+        look("-f", DOWNGRADE, more="-c tenancy.dry_run=on")
+        deploy("rollback", "--revision", "0020")
         look("-c", "CALL job_stats.verify(expected => 'legacy')")
         look(
             "-c", f"UPDATE {SCHEMA}.vinted_job_stats SET total_jobs = total_jobs + 1, failure_count = failure_count + 1"

@@ -71,7 +71,7 @@ def test_migrations_from_the_wheel(legacy: Connection, wheel: Path, tmp_path: Pa
     assert "verified" in yoyo(command)
     assert set(states(legacy).values()) == {"migrated", "missing"}
     assert yoyo(command) == ""
-    yoyo(command.replace("apply", "rollback") + " --revision 0002")
+    yoyo(command.replace("apply", "rollback") + " --revision 0020")
     assert definitions(legacy, tenants(legacy)) == before
 
 

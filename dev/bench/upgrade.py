@@ -43,7 +43,7 @@ WAYS = [OURS, FLOOR, ALEMBIC, PER_SCHEMA, ALL_AT_ONCE]
 SCHEMAS = 10  # that yoyo is run for: as a process for each, it takes as long for each, however many there are
 YOYO = [sys.executable, "-m", "yoyo", "apply", "--batch"]
 PSQL = ["psql", "--no-psqlrc", "--quiet", "--set=ON_ERROR_STOP=1"]
-CHANGES = [f"--file=sql/migrations/{name}.sql" for name in ("0002.marketplace-job-stats", "0003.exact-averages")]
+CHANGES = [f"--file=sql/migrations/{name}.sql" for name in ("0020.marketplace-job-stats", "0021.exact-averages")]
 
 LEGACY = """
     CREATE SCHEMA vinted;
@@ -67,7 +67,7 @@ TENANT = """
     INSERT INTO user_{number}.vinted_job_stats (action_type_id, date, total_jobs, success_count)
     SELECT a, date '2026-01-01' - d, 10, 10 FROM generate_series(1, 10) AS a, generate_series(1, {rows} / 10) AS d;
 """
-# What 0002 and 0003 come down to in a clone of the template, whose names are known.
+# What 0020 and 0021 come down to in a clone of the template, whose names are known.
 CHANGE_0002 = """
     ALTER TABLE vinted_job_stats RENAME TO marketplace_job_stats;
     ALTER TABLE marketplace_job_stats ADD COLUMN marketplace varchar(20) NOT NULL DEFAULT 'vinted'
@@ -210,7 +210,7 @@ class _Bench:
 
     def per_schema(self, database: str) -> bool:
         """yoyo, a process for each of some schemas."""
-        (self.folder / "0002.sql").write_text("\n".join(self.changes))
+        (self.folder / "0020.sql").write_text("\n".join(self.changes))
         command = [*YOYO, "--no-config-file", "--database=postgresql+psycopg://", str(self.folder)]
         for number in range(1, SCHEMAS + 1):
             self.command(*command, database=database, PGOPTIONS=f"-c search_path=user_{number}")
@@ -233,7 +233,7 @@ class _Bench:
                 pg_wal_lsn_diff(pg_current_wal_lsn(), '0/0'),
                 (SELECT sum(pg_total_relation_size(oid)) FROM pg_class WHERE relnamespace = 'pg_catalog'::regnamespace
                     AND relkind = 'r' AND NOT relisshared),
-                coalesce(pg_total_relation_size(to_regclass('job_stats.journal')), 0),
+                coalesce(pg_total_relation_size(to_regclass('tenancy.journal')), 0),
                 pg_database_size(current_database())
         """
         with psycopg.connect(self.server.url(database)) as conn:

@@ -4,13 +4,13 @@
 
 SET statement_timeout = 0; -- a role's timeout would count for the whole CALL
 
-CALL job_stats.for_each_tenant(
+CALL tenancy.for_each_tenant(
     migration => '0900.drop-legacy-view.rollback',
     pending => $$
-        SELECT c.relnamespace
+        SELECT c.relnamespace, NOT a.atthasdef
         FROM pg_catalog.pg_class AS c
         INNER JOIN pg_catalog.pg_attribute AS a ON c.oid = a.attrelid
-        WHERE c.relname = 'marketplace_job_stats' AND c.relkind = 'r' AND a.attname = 'marketplace' AND NOT a.atthasdef
+        WHERE c.relname = 'marketplace_job_stats' AND c.relkind = 'r' AND a.attname = 'marketplace'
     $$,
     lock_timeout_ms => 100,
     attempts => 9,

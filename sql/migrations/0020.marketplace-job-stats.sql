@@ -1,19 +1,23 @@
 -- Every tenant: vinted_job_stats becomes marketplace_job_stats, which counts each marketplace on its own.
 --
--- Locks, per tenant: its table, ACCESS EXCLUSIVE, from the rename to the tenant's commit, which is milliseconds for
--- thousands of rows: nothing is rewritten, the time goes into one scan and two index builds. As long, the sequence that
--- it owns, and vinted.action_types where a foreign key points at it. Attempt n waits n * 100 ms for a lock at most.
--- Old code goes on through the view. Undone by the rollback file, which loses nothing. Needs 0001.
+-- Where: in each schema of tenancy.tenants that has the table, template_tenant first, one transaction each. Locks, per
+-- tenant: its table, ACCESS EXCLUSIVE, from the rename to the tenant's commit, which is milliseconds for thousands of
+-- rows: nothing is rewritten, the time goes into one scan and two index builds. Then the sequence that it owns; and
+-- last vinted.action_types, where a foreign key points at it. Attempt n waits n * 100 ms for a lock at most. Kept: in
+-- tenancy.undo, what is dropped and renamed; in tenancy.renames_left, sequences that were in use, which the end of the
+-- run renames. Old code goes on through the view. Undone by the rollback file, which loses nothing.
 --
--- depends: 0001.tenant-toolkit
+-- depends: 0011.version-0.1.0
 -- transactional: false
 
 SET statement_timeout = 0; -- a role's timeout would count for the whole CALL
 
-CALL job_stats.for_each_tenant(
-    migration => '0002.marketplace-job-stats',
+CALL tenancy.for_each_tenant(
+    migration => '0020.marketplace-job-stats',
     pending => $$
-        SELECT relnamespace FROM pg_catalog.pg_class WHERE relname = 'vinted_job_stats' AND relkind = 'r'
+        SELECT relnamespace, relname = 'vinted_job_stats'
+        FROM pg_catalog.pg_class
+        WHERE relname IN ('vinted_job_stats', 'marketplace_job_stats') AND relkind = 'r'
     $$,
     lock_timeout_ms => 100,
     attempts => 9,
@@ -25,21 +29,24 @@ CALL job_stats.for_each_tenant(
             ADD COLUMN marketplace varchar(20) NOT NULL DEFAULT 'vinted'
             CONSTRAINT ck_marketplace_job_stats_marketplace CHECK (marketplace::text IN ('vinted', 'ebay', 'etsy'));
 
-        CALL job_stats.drop_unique_keys('marketplace_job_stats', '{action_type_id, date}');
         ALTER TABLE marketplace_job_stats
             ADD CONSTRAINT uq_marketplace_job_stats_action_marketplace_date
             UNIQUE (action_type_id, marketplace, date);
+        CALL tenancy.drop_unique_keys(
+            'marketplace_job_stats', '{action_type_id, date}',
+            successor => 'uq_marketplace_job_stats_action_marketplace_date'
+        );
 
         CREATE INDEX ix_marketplace_job_stats_marketplace_created_at
         ON marketplace_job_stats (marketplace, created_at);
 
-        CALL job_stats.rename_parts('vinted_job_stats', 'marketplace_job_stats');
+        CALL tenancy.rename_parts('marketplace_job_stats', 'vinted_job_stats', 'marketplace_job_stats');
 
         -- For code from before: the Vinted rows, under the old name.
         CALL job_stats.create_legacy_view('marketplace_job_stats');
 
         -- eBay's and Etsy's action types are not in Vinted's table. Late, since all tenants share what this locks.
-        CALL job_stats.drop_foreign_keys('marketplace_job_stats', 'vinted.action_types');
+        CALL tenancy.drop_foreign_keys('marketplace_job_stats', 'vinted.action_types');
 
         -- What an earlier rollback has folded.
         CALL job_stats.unfold_marketplaces('marketplace_job_stats');

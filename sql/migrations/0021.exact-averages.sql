@@ -9,20 +9,20 @@
 -- Locks, per tenant: its table, ACCESS EXCLUSIVE, for a change of the catalog: no row is read or written. Attempt n
 -- waits n * 100 ms for it at most. Undone by the rollback file, which leaves the average as it is.
 --
--- depends: 0002.marketplace-job-stats
+-- depends: 0020.marketplace-job-stats
 -- transactional: false
 
 SET statement_timeout = 0; -- a role's timeout would count for the whole CALL
 
-CALL job_stats.for_each_tenant(
-    migration => '0003.exact-averages',
+CALL tenancy.for_each_tenant(
+    migration => '0021.exact-averages',
     pending => $$
-        SELECT c.relnamespace
-        FROM pg_catalog.pg_class AS c
-        INNER JOIN pg_catalog.pg_attribute AS a ON c.oid = a.attrelid
-        WHERE c.relname = 'marketplace_job_stats' AND c.relkind = 'r' AND a.attname = 'marketplace' AND NOT EXISTS (
+        SELECT c.relnamespace, NOT EXISTS (
             SELECT FROM pg_catalog.pg_attribute AS n WHERE n.attrelid = c.oid AND n.attname = 'untimed_jobs'
         )
+        FROM pg_catalog.pg_class AS c
+        INNER JOIN pg_catalog.pg_attribute AS a ON c.oid = a.attrelid
+        WHERE c.relname = 'marketplace_job_stats' AND c.relkind = 'r' AND a.attname = 'marketplace'
     $$,
     lock_timeout_ms => 100,
     attempts => 9,

@@ -1,17 +1,19 @@
 -- Every tenant: the sum of the durations goes; avg_duration_ms stays, as exact as it is then.
 --
--- Stop code that writes the columns first. Locks as 0003 does. Undone by 0003; the sums then start anew, as average
+-- Stop code that writes the columns first. Locks as 0021 does. Undone by 0021; the sums then start anew, as average
 -- times jobs.
 
 SET statement_timeout = 0; -- a role's timeout would count for the whole CALL
 
-CALL job_stats.for_each_tenant(
-    migration => '0003.exact-averages.rollback',
+CALL tenancy.for_each_tenant(
+    migration => '0021.exact-averages.rollback',
     pending => $$
-        SELECT c.relnamespace
+        SELECT c.relnamespace, EXISTS (
+            SELECT FROM pg_catalog.pg_attribute AS n WHERE n.attrelid = c.oid AND n.attname = 'untimed_jobs'
+        )
         FROM pg_catalog.pg_class AS c
         INNER JOIN pg_catalog.pg_attribute AS a ON c.oid = a.attrelid
-        WHERE c.relname = 'marketplace_job_stats' AND c.relkind = 'r' AND a.attname = 'untimed_jobs'
+        WHERE c.relname = 'marketplace_job_stats' AND c.relkind = 'r' AND a.attname = 'marketplace'
     $$,
     lock_timeout_ms => 100,
     attempts => 9,

@@ -1,0 +1,141 @@
+-- The schema tenancy: which schemas are tenants, and what is kept of the migrations that run in them.
+--
+-- Touches no tenant, and locks nothing that anybody uses. It knows nothing of any table of the tenants': 0002 to 0005
+-- hold the routines, by which a migration of any table runs plain DDL in every tenant's schema. Undone by the rollback
+-- file, which refuses while a rollback needs what is kept here.
+--
+-- All of this runs beside what tenants have made, and leaves no name for them to take: here, and in each routine, which
+-- has its search_path pinned, names mean PostgreSQL's own or ours. SECURITY.md says why.
+SET LOCAL search_path = pg_catalog, pg_temp;
+DO $$
+BEGIN
+    IF coalesce(pg_catalog.current_schema(), '') OPERATOR(pg_catalog.<>) 'pg_catalog' THEN
+        RAISE EXCEPTION 'this file is to be run in one transaction: by yoyo, or with psql --single-transaction';
+    END IF;
+END
+$$;
+
+-- It is no tenant's: where Citus makes each new schema a distributed one, this one stays on the coordinator.
+SET LOCAL citus.enable_schema_based_sharding = off; -- noqa: PRS
+CREATE SCHEMA tenancy;
+
+-- What a tenant is: the one place to change.
+CREATE VIEW tenancy.tenants AS
+SELECT
+    oid AS schema_oid,
+    nspname AS schema_name
+FROM pg_namespace
+WHERE nspname = 'template_tenant' OR starts_with(nspname::text, 'user_');
+
+
+---- A log, which may be pruned at any time ----
+
+CREATE TABLE tenancy.runs (
+    id bigint GENERATED ALWAYS AS IDENTITY CONSTRAINT pk_runs PRIMARY KEY,
+    migration text NOT NULL,
+    pid integer NOT NULL,
+    started_at timestamptz NOT NULL DEFAULT clock_timestamp(),
+    finished_at timestamptz, -- NULL while it runs, and for ever if it was killed
+    to_do integer NOT NULL -- tenants, when it started
+);
+
+-- A row per attempt at a tenant, written in the tenant's own transaction.
+CREATE TABLE tenancy.journal (
+    id bigint GENERATED ALWAYS AS IDENTITY CONSTRAINT pk_journal PRIMARY KEY,
+    run_id bigint NOT NULL CONSTRAINT fk_journal_run_id REFERENCES tenancy.runs (id) ON DELETE CASCADE,
+    migration text NOT NULL,
+    schema_name name NOT NULL,
+    finished_at timestamptz NOT NULL DEFAULT clock_timestamp(),
+    milliseconds numeric NOT NULL,
+    attempt integer NOT NULL,
+    outcome text NOT NULL CONSTRAINT ck_journal_outcome CHECK (outcome IN ('done', 'rehearsed', 'locked', 'failed')),
+    problem text -- NULL if there was none
+);
+
+CREATE INDEX ix_journal_schema_name ON tenancy.journal (schema_name);
+CREATE INDEX ix_journal_run_id ON tenancy.journal (run_id);
+
+
+---- State, which is not to be touched ----
+
+-- These tables hold SQL that is run later, by whoever migrates: nobody but their owner may write them. It is kept here
+-- and not in a setting, which a tenant's code could change. A table is known by its oid, which a rename, of it or of
+-- its schema, leaves; and which pg_dump writes down as its name at that moment.
+
+-- What a migration took away from a tenant's table: the scripts that give it back, then the names, run as a
+-- migration's.
+CREATE TABLE tenancy.undo (
+    target regclass NOT NULL,
+    migration text NOT NULL,
+    script text NOT NULL DEFAULT '',
+    renames text NOT NULL DEFAULT '',
+    CONSTRAINT pk_undo PRIMARY KEY (target, migration)
+);
+
+-- Sequences that were in use when they were to be renamed: the end of each run tries again.
+CREATE TABLE tenancy.renames_left (
+    sequence regclass CONSTRAINT pk_renames_left PRIMARY KEY,
+    new_name name NOT NULL
+);
+
+-- The migrations that are applied to all tenants, for sweep() to run where they are not yet done.
+CREATE TABLE tenancy.migrations (
+    name text CONSTRAINT pk_migrations PRIMARY KEY,
+    pending text NOT NULL,
+    script text NOT NULL,
+    lock_timeout_ms integer NOT NULL,
+    attempts integer NOT NULL
+);
+
+
+---- For the files after this one ----
+
+-- Takes back what default privileges have granted in a schema of ours. Each file that creates something there ends so.
+CREATE PROCEDURE tenancy.make_private(home regnamespace)
+LANGUAGE plpgsql
+SET search_path = pg_catalog, pg_temp
+AS $procedure$
+DECLARE
+    receiver text;
+BEGIN
+    FOR receiver IN
+        SELECT DISTINCT CASE a.grantee WHEN 0 THEN 'PUBLIC' ELSE a.grantee::regrole::text END
+        FROM pg_default_acl AS d
+        CROSS JOIN aclexplode(d.defaclacl) AS a
+        WHERE d.defaclrole = current_user::regrole AND d.defaclnamespace IN (0, home) AND a.grantee <> d.defaclrole
+    LOOP
+        EXECUTE format('REVOKE ALL ON SCHEMA %s FROM %s', home, receiver);
+        EXECUTE format('REVOKE ALL ON ALL TABLES IN SCHEMA %s FROM %s', home, receiver);
+        EXECUTE format('REVOKE ALL ON ALL SEQUENCES IN SCHEMA %s FROM %s', home, receiver);
+        IF receiver <> 'PUBLIC' THEN -- who may call routines by PostgreSQL's own default, but not use the schema
+            EXECUTE format('REVOKE ALL ON ALL ROUTINES IN SCHEMA %s FROM %s', home, receiver);
+        END IF;
+    END LOOP;
+END
+$procedure$;
+
+-- Raises while a migration is applied somewhere: each rollback of the files after this one begins so.
+CREATE PROCEDURE tenancy.refuse_while_needed()
+LANGUAGE plpgsql
+SET search_path = pg_catalog, pg_temp
+AS $procedure$
+DECLARE
+    needed text[] := ARRAY(
+        SELECT format('%s in %s', u.migration, c.relnamespace::regnamespace)
+        FROM tenancy.undo AS u
+        INNER JOIN pg_class AS c ON u.target = c.oid
+        UNION
+        SELECT m.name FROM tenancy.migrations AS m
+        ORDER BY 1
+    );
+BEGIN
+    IF needed <> '{}' THEN
+        RAISE EXCEPTION 'migrations are still applied: %', array_to_string(
+            needed[1:50] || CASE WHEN cardinality(needed) > 50 THEN format('... (%s)', cardinality(needed)) END, ', '
+        )
+        USING HINT = 'Roll them back first; with psql -f and the rollback file, if yoyo has no mark of it.';
+    END IF;
+END
+$procedure$;
+
+CALL tenancy.make_private('tenancy');

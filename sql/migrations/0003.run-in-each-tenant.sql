@@ -1,0 +1,225 @@
+-- Runs plain DDL in every tenant. A migration is one CALL of tenancy.for_each_tenant that holds the DDL for one tenant.
+--
+-- What it promises:
+--   * One transaction per tenant: a tenant is wholly before or wholly after. An error in one leaves the others done.
+--   * template_tenant first. It is the canary: an error there stops the run. And because a clone in the making
+--     (CREATE TABLE ... LIKE) locks the template until it commits, no clone of the old template is overlooked.
+--   * A tenant that is locked is put off, and tried again with more patience when the others are done.
+--   * One row at the end, or an error that names each tenant left, why, and what to do. The same command run again
+--     does what is left, and touches no tenant that is done.
+--   * One runner at a time: a run that has not ended, and whose process lives, refuses another.
+--
+-- depends: 0002.runs
+
+SET LOCAL search_path = pg_catalog, pg_temp;
+
+-- Who holds locks on a tenant's tables, on what their foreign keys point at, or on what they inherit from or to.
+CREATE OR REPLACE FUNCTION tenancy.lock_holders(tenant name)
+RETURNS text
+LANGUAGE sql
+STABLE
+SET search_path = pg_catalog, pg_temp
+AS $function$
+    WITH own AS (
+        SELECT c.oid FROM pg_class AS c WHERE c.relnamespace = to_regnamespace(quote_ident(tenant))
+    )
+
+    SELECT coalesce(string_agg(DISTINCT format(
+        'pid %s (%s, in a transaction since %s)',
+        coalesce(l.pid::text, 'none'),
+        coalesce(nullif(a.application_name, ''), a.usename, a.backend_type, 'a prepared transaction'),
+        coalesce(a.xact_start::timestamptz(0)::text, 'a time that is hidden')
+    ), ', '), 'a transaction that has ended')
+    FROM pg_locks AS l
+    LEFT JOIN pg_stat_activity AS a ON l.pid = a.pid
+    WHERE
+        l.granted
+        AND l.pid IS DISTINCT FROM pg_backend_pid()
+        AND l.database = (SELECT d.oid FROM pg_database AS d WHERE d.datname = current_database())
+        AND l.relation IN (
+            SELECT own.oid FROM own
+            UNION ALL
+            SELECT f.confrelid FROM pg_constraint AS f
+            WHERE f.connamespace = to_regnamespace(quote_ident(tenant)) AND f.contype = 'f'
+            UNION ALL
+            SELECT i.inhrelid FROM pg_inherits AS i INNER JOIN own ON i.inhparent = own.oid
+            UNION ALL
+            SELECT i.inhparent FROM pg_inherits AS i INNER JOIN own ON i.inhrelid = own.oid
+        );
+$function$;
+
+-- Runs a script whose unqualified names are the tenant's. As one statement: Citus refuses more than one in an EXECUTE.
+-- The settings are those under which undo scripts are written.
+CREATE OR REPLACE PROCEDURE tenancy.run_script(tenant name, script text)
+LANGUAGE plpgsql
+SET search_path = pg_catalog, pg_temp
+SET datestyle = 'ISO, YMD'
+SET intervalstyle = 'postgres'
+SET standard_conforming_strings = on
+SET default_tablespace = ''
+AS $procedure$
+DECLARE
+    block constant text := 'DO ' || quote_literal('BEGIN ' || script || E'\nEND');
+BEGIN
+    IF NOT has_schema_privilege(tenant, 'USAGE') THEN
+        RAISE insufficient_privilege USING MESSAGE = 'permission denied for schema ' || tenant;
+    END IF;
+    PERFORM set_config('search_path', quote_ident(tenant) || ', pg_temp', true);
+    EXECUTE block;
+END
+$procedure$;
+
+-- Runs a script in one tenant, and writes into the journal how it ended.
+CREATE OR REPLACE PROCEDURE tenancy.run_in_tenant(
+    run_id bigint, migration text, tenant name, script text, attempt integer, lock_timeout_ms integer
+)
+LANGUAGE plpgsql
+SET search_path = pg_catalog, pg_temp
+AS $procedure$
+DECLARE
+    start constant timestamptz := clock_timestamp();
+    result text := 'done';
+    reason text;
+BEGIN
+    SET LOCAL synchronous_commit = off; -- the next synchronous commit, such as the deploy tool's mark, flushes all
+    SET LOCAL row_security = off; -- an error rather than rows unseen
+    SET LOCAL plan_cache_mode = force_generic_plan; -- the helpers' queries are planned once, not in each tenant
+    SET LOCAL citus.propagate_set_commands = 'local';
+    EXECUTE format('SET LOCAL lock_timeout = %s', attempt * lock_timeout_ms);
+    IF has_parameter_privilege('deadlock_timeout', 'SET') THEN
+        SET LOCAL deadlock_timeout = '10ms'; -- the victim of a deadlock is to be this run, not old code
+    END IF;
+    BEGIN
+        CALL tenancy.run_script(tenant, script);
+        IF tenancy.is_rehearsal() THEN
+            result := 'rehearsed';
+            RAISE EXCEPTION 'to be rolled back';
+        END IF;
+    EXCEPTION
+        WHEN OTHERS THEN
+            IF result = 'rehearsed' THEN -- a variable, not the error's code: a tenant's code can raise any
+                NULL;
+            ELSIF to_regnamespace(quote_ident(tenant)) IS NULL THEN -- the tenant has been dropped
+                RETURN;
+            ELSIF SQLSTATE IN ('55P03', '40P01') THEN -- lock_not_available, deadlock_detected
+                result := 'locked';
+                reason := 'locked by ' || tenancy.lock_holders(tenant);
+            ELSE
+                result := 'failed';
+                GET STACKED DIAGNOSTICS reason = PG_EXCEPTION_DETAIL;
+                -- In one line, and not too long: a tenant's code may have written it.
+                reason := concat_ws(
+                    ' ',
+                    regexp_replace(left(SQLERRM, 1000), '[[:cntrl:]]+', ' ', 'g'),
+                    nullif(regexp_replace(left(reason, 1000), '[[:cntrl:]]+', ' ', 'g'), ''),
+                    CASE SQLSTATE WHEN '42501' THEN format('(as role %I: docs/grants.sql)', current_user) END
+                );
+            END IF;
+    END;
+    PERFORM pg_advisory_unlock_all(); -- what a tenant's code has taken would outlive its transaction
+    INSERT INTO tenancy.journal (run_id, migration, schema_name, milliseconds, attempt, outcome, problem)
+    VALUES (
+        run_id, migration, tenant, round((extract(epoch FROM clock_timestamp() - start) * 1000)::numeric, 1), attempt,
+        result, reason
+    );
+END
+$procedure$;
+
+-- Runs a script, whose unqualified names are the tenant's, in each tenant where it is pending, until there is none.
+-- pending is a query of two columns: the oids of the schemas that the migration concerns, and whether it is to be run
+-- there (true) or was before (false). Attempt n at a locked tenant waits up to n * lock_timeout_ms for each lock; after
+-- a pause of n * 3 * lock_timeout_ms, attempt n + 1 follows.
+--
+-- Settings, for rehearsals and canaries (PGOPTIONS='-c tenancy.dry_run=on' psql -f FILE):
+--   tenancy.dry_run    on: the script is run in each tenant and rolled back
+--   tenancy.tenants    a regular expression: only tenants whose whole name matches
+-- Both leave tenants to do. Lest a deploy tool mark that as applied, only psql gets the row: others get an error.
+--
+-- Returns the migration; how many tenants were done (or rehearsed), were done before, failed; the most milliseconds
+-- that one took, which no lock outlasts; and the seconds of the whole.
+--
+-- A procedure that commits cannot pin its search_path. So this one names no operator, nor function, nor type that its
+-- caller's path could lead astray.
+CREATE OR REPLACE PROCEDURE tenancy.for_each_tenant(
+    INOUT migration text,
+    pending text,
+    run text,
+    lock_timeout_ms integer,
+    attempts integer,
+    INOUT done integer DEFAULT 0,
+    INOUT already_done integer DEFAULT 0,
+    INOUT failed integer DEFAULT 0,
+    INOUT slowest_ms numeric DEFAULT 0,
+    INOUT seconds numeric DEFAULT 0
+)
+LANGUAGE plpgsql
+AS $procedure$
+DECLARE
+    this_run bigint;
+    queue pg_catalog.name[];
+    tenant pg_catalog.name;
+    attempt integer := 1;
+BEGIN
+    COMMIT; -- in a transaction block this fails here, not after the first tenant
+    CALL tenancy.start_run(migration, pending, run, lock_timeout_ms, attempts, this_run, already_done);
+    COMMIT;
+    LOOP
+        CALL tenancy.next_pass(this_run, pending, lock_timeout_ms, attempts, attempt, queue);
+        EXIT WHEN queue IS NULL;
+        FOREACH tenant IN ARRAY queue LOOP
+            CALL tenancy.run_in_tenant(this_run, migration, tenant, run, attempt, lock_timeout_ms);
+            COMMIT;
+        END LOOP;
+    END LOOP;
+    CALL tenancy.rename_left_over(lock_timeout_ms);
+    CALL tenancy.finish_run(this_run, migration, pending);
+    COMMIT;
+    CALL tenancy.report_run(this_run, attempts, migration, already_done, done, failed, slowest_ms, seconds);
+END
+$procedure$;
+
+-- The migration after the one named, of those that are applied to all tenants; NULL after the last.
+CREATE OR REPLACE PROCEDURE tenancy.next_migration(
+    INOUT name text, INOUT pending text, INOUT script text, INOUT lock_timeout_ms integer, INOUT attempts integer
+)
+LANGUAGE plpgsql
+SET search_path = pg_catalog, pg_temp
+AS $procedure$
+BEGIN
+    SELECT m.* INTO name, pending, script, lock_timeout_ms, attempts
+    FROM tenancy.migrations AS m
+    WHERE m.name COLLATE "C" > coalesce(next_migration.name, '')
+    ORDER BY m.name COLLATE "C"
+    LIMIT 1;
+END
+$procedure$;
+
+-- Runs each migration that is applied to all tenants where it is pending: in tenants that were restored from an old
+-- backup, or that had to be left. An error ends it, and the same call goes on from there. Names nothing, either.
+CREATE OR REPLACE PROCEDURE tenancy.sweep(INOUT done integer DEFAULT 0)
+LANGUAGE plpgsql
+AS $procedure$
+DECLARE
+    migration pg_catalog.text;
+    pending pg_catalog.text;
+    script pg_catalog.text;
+    lock_timeout_ms integer;
+    attempts integer;
+    done_now integer;
+    already_done integer;
+    failed integer;
+    slowest_ms numeric;
+    seconds numeric;
+BEGIN
+    LOOP
+        CALL tenancy.next_migration(migration, pending, script, lock_timeout_ms, attempts);
+        EXIT WHEN migration IS NULL;
+        CALL tenancy.for_each_tenant(
+            migration, pending, script, lock_timeout_ms, attempts, done_now, already_done, failed, slowest_ms, seconds
+        );
+        done := done OPERATOR(pg_catalog.+) done_now;
+    END LOOP;
+END
+$procedure$;
+
+CALL tenancy.make_private('tenancy');

@@ -1,0 +1,8 @@
+-- Drops what 0004 created. Refuses while a migration is applied to a tenant.
+
+SET LOCAL search_path = pg_catalog, pg_temp;
+
+CALL tenancy.refuse_while_needed();
+
+DROP PROCEDURE tenancy.hand_over;
+DROP PROCEDURE tenancy.as_owner;

@@ -1,0 +1,101 @@
+-- Runs a function with the rights of a table's owner, in a way that the owner's code cannot leave.
+--
+-- depends: 0003.run-in-each-tenant
+
+SET LOCAL search_path = pg_catalog, pg_temp;
+
+-- Whoever reads or changes rows runs what their table's owner hung on it: triggers, rules, checks, generated columns,
+-- policies, casts, and index expressions even when a query is planned. As owner that is harmless, but SET ROLE is left
+-- by RESET ROLE. What cannot be left is what PostgreSQL does for a materialized view when it refreshes it: it runs the
+-- query as the view's owner, forbids to change the role, to make temporary tables, cursors or prepared statements, and
+-- to defer triggers, and takes back the settings. So such a view of the owner's calls the function, and is dropped
+-- again. It is made in our schema, where the owner can neither name nor rename it.
+--
+-- Not needed where the owner could do all that we can: it is a superuser, or the role that migrates.
+CREATE OR REPLACE PROCEDURE tenancy.as_owner(target regclass, call text, INOUT result boolean)
+LANGUAGE plpgsql
+SET search_path = pg_catalog, pg_temp
+AS $procedure$
+DECLARE
+    origin record;
+BEGIN
+    SELECT
+        c.relforcerowsecurity AS forced,
+        n.nspname AS schema_name,
+        o.rolname AS owner,
+        o.rolsuper OR o.rolname = current_user AS trusted,
+        has_schema_privilege(o.oid, n.oid, 'USAGE') AS finds_it
+    INTO origin
+    FROM pg_class AS c
+    INNER JOIN pg_namespace AS n ON c.relnamespace = n.oid
+    INNER JOIN pg_roles AS o ON c.relowner = o.oid
+    WHERE c.oid = target;
+    IF NOT origin.trusted AND EXISTS (SELECT FROM pg_extension WHERE extname = 'citus') THEN
+        RAISE EXCEPTION 'rows of % are to be changed with the rights of its owner, %: on Citus, migrate as that role',
+            target, origin.owner;
+    END IF;
+
+    SET CONSTRAINTS ALL IMMEDIATE; -- such a view's query cannot defer triggers, and ALTER TABLE refuses while some wait
+    IF origin.forced THEN
+        EXECUTE format('ALTER TABLE %s NO FORCE ROW LEVEL SECURITY', target); -- all rows, or some would be lost
+    END IF;
+    IF origin.trusted THEN
+        EXECUTE 'SELECT ' || call INTO result;
+    ELSE
+        IF NOT origin.finds_it THEN
+            EXECUTE format('GRANT USAGE ON SCHEMA %I TO %I', origin.schema_name, origin.owner);
+        END IF;
+        EXECUTE 'CREATE MATERIALIZED VIEW tenancy.call AS SELECT ' || call || ' AS result WITH NO DATA';
+        CALL tenancy.hand_over('tenancy.call', target);
+        BEGIN
+            REFRESH MATERIALIZED VIEW tenancy.call;
+        EXCEPTION
+            WHEN query_canceled OR assert_failure THEN -- which OTHERS does not catch: they would end the run
+                RAISE EXCEPTION '%', SQLERRM;
+            WHEN insufficient_privilege THEN
+                RAISE EXCEPTION '% (with the rights of the table''s owner, %)', SQLERRM, origin.owner;
+        END;
+        SELECT c.result INTO result FROM tenancy.call AS c;
+        DROP MATERIALIZED VIEW tenancy.call;
+        IF NOT origin.finds_it THEN
+            EXECUTE format('REVOKE USAGE ON SCHEMA %I FROM %I', origin.schema_name, origin.owner);
+        END IF;
+    END IF;
+    IF origin.forced THEN
+        EXECUTE format('ALTER TABLE %s FORCE ROW LEVEL SECURITY', target);
+    END IF;
+END
+$procedure$;
+
+-- Gives a new relation the owner of the table it stems from, and takes back what default privileges have granted.
+CREATE OR REPLACE PROCEDURE tenancy.hand_over(relation regclass, origin regclass)
+LANGUAGE plpgsql
+SET search_path = pg_catalog, pg_temp
+AS $procedure$
+DECLARE
+    owner constant regrole := (SELECT relowner FROM pg_class WHERE oid = origin);
+    home constant regnamespace := (SELECT relnamespace FROM pg_class WHERE oid = relation);
+    may_own constant boolean := has_schema_privilege(owner, home, 'CREATE');
+    receiver text;
+BEGIN
+    FOR receiver IN
+        SELECT DISTINCT CASE a.grantee WHEN 0 THEN 'PUBLIC' ELSE a.grantee::regrole::text END
+        FROM pg_class AS c
+        CROSS JOIN aclexplode(c.relacl) AS a
+        WHERE c.oid = relation AND a.grantee <> c.relowner
+    LOOP
+        EXECUTE format('REVOKE ALL ON %s FROM %s', relation, receiver);
+    END LOOP;
+    IF owner <> (SELECT relowner FROM pg_class WHERE oid = relation) THEN
+        IF NOT may_own THEN -- which ALTER TABLE asks for, for this moment
+            EXECUTE format('GRANT CREATE ON SCHEMA %s TO %s', home, owner);
+        END IF;
+        EXECUTE format('ALTER TABLE %s OWNER TO %s', relation, owner);
+        IF NOT may_own THEN
+            EXECUTE format('REVOKE CREATE ON SCHEMA %s FROM %s', home, owner);
+        END IF;
+    END IF;
+END
+$procedure$;
+
+CALL tenancy.make_private('tenancy');

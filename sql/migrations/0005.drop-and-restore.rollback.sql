@@ -1,0 +1,14 @@
+-- Drops what 0005 created. Refuses while a migration is applied to a tenant.
+
+SET LOCAL search_path = pg_catalog, pg_temp;
+
+CALL tenancy.refuse_while_needed();
+
+DROP PROCEDURE tenancy.restore;
+DROP FUNCTION tenancy.validate_rows;
+DROP PROCEDURE tenancy.validate_foreign_key;
+DROP PROCEDURE tenancy.check_foreign_key;
+DROP PROCEDURE tenancy.drop_foreign_keys;
+DROP PROCEDURE tenancy.drop_unique_keys;
+DROP FUNCTION tenancy.definition;
+DROP PROCEDURE tenancy.remember;

@@ -1,0 +1,281 @@
+-- Drops what a migration is to take away from a tenant's table, by definition and not by name, and keeps in
+-- tenancy.undo the script that gives it back.
+--
+-- The helpers get the table as a regclass. What they name of it in a script is unqualified, since the schema may be
+-- called otherwise by then, or be in another database; the script is run as a migration's is, in the tenant's path.
+--
+-- depends: 0004.as-owner
+
+SET LOCAL search_path = pg_catalog, pg_temp;
+
+-- Adds to what undoes, for one table, the migration that is being run.
+CREATE OR REPLACE PROCEDURE tenancy.remember(target regclass, script text DEFAULT '', renames text DEFAULT '')
+LANGUAGE plpgsql
+SET search_path = pg_catalog, pg_temp
+AS $procedure$
+BEGIN
+    INSERT INTO tenancy.undo AS u (target, migration, script, renames)
+    SELECT remember.target, r.migration, remember.script, remember.renames
+    FROM tenancy.runs AS r
+    WHERE r.pid = pg_backend_pid() AND r.finished_at IS NULL
+    ORDER BY r.id DESC
+    LIMIT 1
+    ON CONFLICT ON CONSTRAINT pk_undo DO UPDATE
+    SET script = concat_ws(E'\n', u.script, excluded.script), renames = concat_ws(E'\n', u.renames, excluded.renames);
+    IF NOT FOUND THEN
+        RAISE EXCEPTION 'only a script of tenancy.for_each_tenant may drop what its rollback is to restore';
+    END IF;
+END
+$procedure$;
+
+-- How a constraint, or an index, was defined, in words that mean the same under any setting and in a schema of any
+-- name.
+CREATE OR REPLACE FUNCTION tenancy.definition(of_constraint oid, of_index oid)
+RETURNS text
+LANGUAGE plpgsql
+STABLE
+SET search_path = pg_catalog, pg_temp
+SET datestyle = 'ISO, YMD'
+SET intervalstyle = 'postgres'
+SET extra_float_digits = 1
+SET quote_all_identifiers = off
+SET standard_conforming_strings = on
+AS $function$
+DECLARE
+    place record;
+    text_with_schema text;
+BEGIN
+    SELECT
+        n.nspname,
+        format('CREATE UNIQUE INDEX %I ON ', x.relname) AS beginning,
+        format('%I.%I', n.nspname, t.relname) AS qualified,
+        format('%I', t.relname) AS unqualified
+    INTO place
+    FROM pg_index AS i
+    INNER JOIN pg_class AS x ON i.indexrelid = x.oid
+    INNER JOIN pg_class AS t ON i.indrelid = t.oid
+    INNER JOIN pg_namespace AS n ON t.relnamespace = n.oid
+    WHERE i.indexrelid = of_index;
+    IF of_constraint IS NOT NULL THEN
+        RETURN pg_get_constraintdef(of_constraint);
+    END IF;
+    -- What is the tenant's is to be unqualified.
+    PERFORM set_config('search_path', quote_ident(place.nspname) || ', pg_temp', true);
+    text_with_schema := pg_catalog.pg_get_indexdef(of_index);
+    PERFORM pg_catalog.set_config('search_path', 'pg_catalog, pg_temp', true);
+    RETURN place.beginning || place.unqualified
+        || substr(text_with_schema, length(place.beginning || place.qualified) + 1);
+END
+$function$;
+
+-- Drops the unique keys on exactly these columns, in any order: constraints and indexes, whatever they are called. If
+-- one is the table's replica identity, its successor, a unique key that is there already, becomes that.
+CREATE OR REPLACE PROCEDURE tenancy.drop_unique_keys(target regclass, columns name[], successor name)
+LANGUAGE plpgsql
+SET search_path = pg_catalog, pg_temp
+AS $procedure$
+DECLARE
+    table_name constant name := (SELECT relname FROM pg_class WHERE oid = target);
+    key record;
+BEGIN
+    -- Before their definitions are read: constants of a tenant's own types are read by its own code.
+    FOR key IN
+        SELECT i.indexrelid::regclass AS index
+        FROM pg_index AS i
+        INNER JOIN pg_depend AS d ON i.indexrelid = d.objid
+        WHERE
+            i.indrelid = target
+            AND i.indisunique
+            AND d.classid = 'pg_class'::regclass
+            AND d.refclassid = 'pg_type'::regclass
+    LOOP
+        RAISE EXCEPTION '% has a constant of a type that is not PostgreSQL''s', key.index
+        USING DETAIL = '(Drop the index, or write its predicate without.)';
+    END LOOP;
+
+    FOR key IN
+        SELECT
+            i.indisprimary,
+            i.indisreplident,
+            i.indexrelid::regclass AS index,
+            CASE
+                WHEN c.oid IS NULL THEN format('DROP INDEX %s', i.indexrelid::regclass)
+                ELSE format('ALTER TABLE %s DROP CONSTRAINT %I', target, c.conname)
+            END AS drop_it,
+            concat_ws(
+                E'\n',
+                'SET LOCAL default_tablespace = ' || quote_literal(s.spcname) || ';',
+                CASE
+                    WHEN c.oid IS NULL THEN tenancy.definition(NULL, i.indexrelid) || ';'
+                    ELSE format(
+                        'ALTER TABLE %I ADD CONSTRAINT %I %s;',
+                        table_name, c.conname, tenancy.definition(c.oid, i.indexrelid)
+                    )
+                END,
+                CASE WHEN s.oid IS NOT NULL THEN 'SET LOCAL default_tablespace = '''';' END,
+                CASE WHEN c.oid IS NOT NULL THEN (
+                    SELECT format(
+                        'ALTER INDEX %I SET (%s);',
+                        x.relname, string_agg(format('%I = %L', o.option_name, o.option_value), ', ')
+                    )
+                    FROM pg_options_to_table(x.reloptions) AS o
+                    HAVING count(*) > 0
+                ) END,
+                format('COMMENT ON INDEX %I IS ', x.relname)
+                || quote_literal(obj_description(i.indexrelid, 'pg_class')) || ';',
+                format('COMMENT ON CONSTRAINT %s ON %I IS ', quote_ident(c.conname), table_name)
+                || quote_literal(obj_description(c.oid, 'pg_constraint')) || ';',
+                CASE WHEN i.indisclustered THEN format('ALTER TABLE %I CLUSTER ON %I;', table_name, x.relname) END,
+                CASE WHEN i.indisreplident THEN
+                    format('ALTER TABLE %I REPLICA IDENTITY USING INDEX %I;', table_name, x.relname)
+                END
+            ) AS restore
+        FROM pg_index AS i
+        INNER JOIN pg_class AS x ON i.indexrelid = x.oid
+        LEFT JOIN pg_tablespace AS s ON x.reltablespace = s.oid
+        LEFT JOIN pg_constraint AS c ON i.indrelid = c.conrelid AND i.indexrelid = c.conindid
+        WHERE
+            i.indrelid = target
+            AND i.indisunique
+            AND i.indexprs IS NULL
+            AND i.indnkeyatts = cardinality(columns)
+            AND (i.indkey::int2[])[0:i.indnkeyatts - 1] <@ (
+                SELECT array_agg(a.attnum) FROM pg_attribute AS a
+                WHERE a.attrelid = target AND a.attname = ANY (columns)
+            )
+        ORDER BY x.relname
+    LOOP
+        IF key.indisprimary THEN
+            RAISE EXCEPTION '% is the primary key: give the table another one first', key.index;
+        END IF;
+        IF key.indisreplident THEN
+            EXECUTE format('ALTER TABLE %s REPLICA IDENTITY USING INDEX %I', target, successor);
+        END IF;
+        EXECUTE key.drop_it;
+        CALL tenancy.remember(target, key.restore);
+    END LOOP;
+END
+$procedure$;
+
+-- Drops the foreign keys that point at the table referenced, if that exists. They come back NOT VALID, which reads no
+-- row, and those that were valid are validated with the rights of the table's owner.
+CREATE OR REPLACE PROCEDURE tenancy.drop_foreign_keys(target regclass, referenced text)
+LANGUAGE plpgsql
+SET search_path = pg_catalog, pg_temp
+AS $procedure$
+DECLARE
+    table_name constant name := (SELECT relname FROM pg_class WHERE oid = target);
+    key record;
+BEGIN
+    FOR key IN
+        SELECT
+            c.conname,
+            concat_ws(
+                E'\n',
+                format('ALTER TABLE %I ADD CONSTRAINT %I %s', table_name, c.conname, tenancy.definition(c.oid, NULL))
+                || CASE WHEN c.convalidated THEN ' NOT VALID' ELSE '' END || ';',
+                CASE WHEN c.convalidated THEN
+                    format('CALL tenancy.validate_foreign_key(%L, %L);', quote_ident(table_name), c.conname)
+                END,
+                format('COMMENT ON CONSTRAINT %I ON %I IS ', c.conname, table_name)
+                || quote_literal(obj_description(c.oid, 'pg_constraint')) || ';'
+            ) AS restore
+        FROM pg_constraint AS c
+        WHERE c.conrelid = target AND c.contype = 'f' AND c.confrelid = to_regclass(referenced)
+        ORDER BY c.conname
+    LOOP
+        CALL tenancy.check_foreign_key(target, key.conname); -- now, rather than at the rollback
+        EXECUTE format('ALTER TABLE %s DROP CONSTRAINT %I', target, key.conname);
+        CALL tenancy.remember(target, key.restore);
+    END LOOP;
+END
+$procedure$;
+
+-- Raises if a foreign key could not be restored: without REFERENCES; or if it compares a type of the tenant's own,
+-- whose cast PostgreSQL may run with the rights of the table that the key points at.
+CREATE OR REPLACE PROCEDURE tenancy.check_foreign_key(target regclass, key name)
+LANGUAGE plpgsql
+SET search_path = pg_catalog, pg_temp
+AS $procedure$
+DECLARE
+    found record;
+BEGIN
+    SELECT
+        c.confrelid::regclass AS referenced,
+        has_any_column_privilege(c.confrelid, 'REFERENCES') AS may_reference,
+        (
+            SELECT string_agg(format_type(t.oid, NULL), ', ')
+            FROM pg_attribute AS a
+            INNER JOIN pg_type AS t ON a.atttypid = t.oid
+            LEFT JOIN pg_type AS b ON t.typbasetype = b.oid
+            WHERE a.attrelid = target AND a.attnum = ANY (c.conkey)
+                AND coalesce(b.typnamespace, t.typnamespace) <> 'pg_catalog'::regnamespace
+        ) AS own_types
+    INTO found
+    FROM pg_constraint AS c
+    WHERE c.conrelid = target AND c.conname = key;
+    IF NOT found.may_reference THEN
+        RAISE EXCEPTION 'foreign key % could not be restored: permission denied for table %', key, found.referenced
+        USING DETAIL = format('(GRANT REFERENCES ON %s TO %I.)', found.referenced, current_user);
+    ELSIF found.own_types <> '' THEN
+        RAISE EXCEPTION 'foreign key % compares a type that is not PostgreSQL''s, %', key, found.own_types
+        USING DETAIL = '(Give its column an integer type, or drop the key.)';
+    END IF;
+END
+$procedure$;
+
+-- Marks a foreign key as valid, unless there are rows that violate it: they stay, and new ones are checked.
+CREATE OR REPLACE PROCEDURE tenancy.validate_foreign_key(target regclass, key name)
+LANGUAGE plpgsql
+SET search_path = pg_catalog, pg_temp
+AS $procedure$
+DECLARE
+    valid boolean;
+BEGIN
+    CALL tenancy.check_foreign_key(target, key);
+    CALL tenancy.as_owner(target, format('tenancy.validate_rows(%L, %L)', target, key), valid);
+END
+$procedure$;
+
+CREATE OR REPLACE FUNCTION tenancy.validate_rows(target regclass, key name)
+RETURNS boolean
+LANGUAGE plpgsql
+SET search_path = pg_catalog, pg_temp
+AS $function$
+BEGIN
+    EXECUTE format('ALTER TABLE %s VALIDATE CONSTRAINT %I', target, key);
+    RETURN true;
+EXCEPTION
+    WHEN foreign_key_violation THEN
+        RETURN false;
+END
+$function$;
+
+-- Gives a table back what a migration took from it, by the script that it left. A table that was born after the
+-- migration, as a clone of the template, has none: for it there is the script otherwise. The constraint called mark
+-- tells them apart, since a clone gets names of PostgreSQL's own: with it and without a script, the table has come from
+-- elsewhere.
+CREATE OR REPLACE PROCEDURE tenancy.restore(target regclass, of_migration text, mark name, otherwise text)
+LANGUAGE plpgsql
+SET search_path = pg_catalog, pg_temp
+AS $procedure$
+DECLARE
+    home constant name := (
+        SELECT n.nspname FROM pg_class AS c INNER JOIN pg_namespace AS n ON c.relnamespace = n.oid WHERE c.oid = target
+    );
+    kept text;
+BEGIN
+    DELETE FROM tenancy.undo AS u
+    WHERE u.target = restore.target AND u.migration = of_migration
+    RETURNING concat_ws(E'\n', u.script, u.renames) INTO kept;
+    IF kept IS NULL AND EXISTS (SELECT FROM pg_constraint AS c WHERE c.conrelid = target AND c.conname = mark) THEN
+        RAISE EXCEPTION 'tenancy.undo does not say what % was before %', target, of_migration
+        USING DETAIL = '(If it was moved here, bring its row along: docs/runbook.md, "Move a tenant".)';
+    END IF;
+    CALL tenancy.run_script(home, coalesce(kept, otherwise));
+END
+$procedure$;
+
+CALL tenancy.make_private('tenancy');
+-- Who own tenants may call it, for as_owner(), and, since they may not use the schema, cannot name it.
+GRANT EXECUTE ON FUNCTION tenancy.validate_rows TO public;

@@ -1,0 +1,147 @@
+-- Renames what carries the former name of a tenant's table, and keeps in tenancy.undo what it was called.
+--
+-- depends: 0005.drop-and-restore
+
+SET LOCAL search_path = pg_catalog, pg_temp;
+
+-- Renames one index, sequence or constraint of a table, if it is still there. A sequence from which an open transaction
+-- has drawn, of any tenant that shares it, is left to the end of the run, or of the next.
+CREATE OR REPLACE PROCEDURE tenancy.rename_part(target regclass, old_name name, new_name name)
+LANGUAGE plpgsql
+SET search_path = pg_catalog, pg_temp
+AS $procedure$
+DECLARE
+    home constant oid := (SELECT relnamespace FROM pg_class WHERE oid = target);
+    part record;
+BEGIN
+    SELECT
+        x.oid::regclass AS name,
+        x.relkind = 'S' AS is_sequence
+    INTO part
+    FROM pg_class AS x
+    WHERE
+        x.relnamespace = home
+        AND (x.relname = old_name OR (x.relname = new_name AND x.oid IN (SELECT sequence FROM tenancy.renames_left)))
+        AND (
+            x.oid IN (SELECT i.indexrelid FROM pg_index AS i WHERE i.indrelid = target)
+            OR x.relkind = 'S' AND x.oid IN (
+                SELECT d.objid FROM pg_depend AS d
+                WHERE
+                    d.refclassid = 'pg_class'::regclass
+                    AND d.refobjid = target
+                    AND d.classid = 'pg_class'::regclass
+            )
+        );
+    IF part.is_sequence THEN
+        CALL tenancy.rename_sequence(part.name, new_name);
+    ELSIF part.name IS NOT NULL THEN
+        EXECUTE format('ALTER INDEX %s RENAME TO %I', part.name, new_name);
+    ELSIF EXISTS (SELECT FROM pg_constraint AS c WHERE c.conrelid = target AND c.conname = old_name) THEN
+        -- not on Citus: rename_parts() finds none there
+        EXECUTE format('ALTER TABLE %s RENAME CONSTRAINT %I TO %I', target, old_name, new_name);
+    END IF;
+END
+$procedure$;
+
+-- Renames a sequence, or, if it is in use, leaves that to the end of the run.
+CREATE OR REPLACE PROCEDURE tenancy.rename_sequence(sequence regclass, new_name name)
+LANGUAGE plpgsql
+SET search_path = pg_catalog, pg_temp
+AS $procedure$
+BEGIN
+    BEGIN
+        IF new_name <> (SELECT c.relname FROM pg_class AS c WHERE c.oid = sequence) THEN
+            EXECUTE format('ALTER SEQUENCE %s RENAME TO %I', sequence, new_name);
+        END IF;
+        DELETE FROM tenancy.renames_left AS l WHERE l.sequence = rename_sequence.sequence;
+    EXCEPTION
+        WHEN lock_not_available THEN
+            INSERT INTO tenancy.renames_left AS l (sequence, new_name)
+            VALUES (rename_sequence.sequence, rename_sequence.new_name)
+            ON CONFLICT ON CONSTRAINT pk_renames_left DO UPDATE SET new_name = excluded.new_name;
+    END;
+END
+$procedure$;
+
+-- At the end of a run: the sequences that were in use.
+CREATE OR REPLACE PROCEDURE tenancy.rename_left_over(lock_timeout_ms integer)
+LANGUAGE plpgsql
+SET search_path = pg_catalog, pg_temp
+AS $procedure$
+DECLARE
+    left_over record;
+BEGIN
+    SET LOCAL citus.propagate_set_commands = 'local';
+    EXECUTE format('SET LOCAL lock_timeout = %s', lock_timeout_ms);
+    FOR left_over IN SELECT l.sequence, l.new_name FROM tenancy.renames_left AS l LOOP
+        CALL tenancy.rename_sequence(left_over.sequence, left_over.new_name);
+    END LOOP;
+    SET LOCAL lock_timeout = 0;
+END
+$procedure$;
+
+-- Renames what still carries a table's former name: its indexes (and so their constraints), the sequences it owns, its
+-- other constraints. A name that would grow beyond 63 bytes stays. The names that they had are kept, unless told
+-- otherwise.
+CREATE OR REPLACE PROCEDURE tenancy.rename_parts(
+    target regclass, former_name name, present_name name, keep boolean DEFAULT true
+)
+LANGUAGE plpgsql
+SET search_path = pg_catalog, pg_temp
+AS $procedure$
+DECLARE
+    table_name constant name := (SELECT relname FROM pg_class WHERE oid = target);
+    part record;
+    back text[] := '{}';
+BEGIN
+    FOR part IN
+        SELECT
+            p.change,
+            p.sequence,
+            p.old_name,
+            replace(p.old_name, former_name, present_name) AS new_name
+        FROM (
+            SELECT
+                format('ALTER INDEX %s RENAME TO', i.indexrelid::regclass) AS change,
+                NULL::regclass AS sequence,
+                x.relname AS old_name
+            FROM pg_index AS i
+            INNER JOIN pg_class AS x ON i.indexrelid = x.oid
+            WHERE i.indrelid = target
+            UNION ALL
+            SELECT NULL, x.oid, x.relname
+            FROM pg_depend AS d
+            INNER JOIN pg_class AS x ON d.objid = x.oid AND x.relkind = 'S'
+            WHERE d.refclassid = 'pg_class'::regclass AND d.refobjid = target AND d.classid = 'pg_class'::regclass
+            UNION ALL
+            SELECT
+                format('ALTER TABLE %s RENAME CONSTRAINT %I TO', target, c.conname), -- not on Citus: it refuses that
+                NULL,
+                c.conname
+            FROM pg_constraint AS c
+            WHERE
+                c.conrelid = target
+                AND c.contype IN ('c', 'f', 'n')
+                AND c.coninhcount = 0
+                AND NOT EXISTS (SELECT FROM pg_extension WHERE extname = 'citus')
+        ) AS p
+        WHERE
+            position(former_name IN p.old_name) > 0
+            AND octet_length(replace(p.old_name, former_name, present_name)) <= 63
+    LOOP
+        IF part.sequence IS NOT NULL THEN
+            CALL tenancy.rename_sequence(part.sequence, part.new_name);
+        ELSE
+            EXECUTE part.change || ' ' || quote_ident(part.new_name);
+        END IF;
+        back := back || format(
+            'CALL tenancy.rename_part(%L, %L, %L);', quote_ident(table_name), part.new_name, part.old_name
+        );
+    END LOOP;
+    IF keep AND back <> '{}' THEN
+        CALL tenancy.remember(target, renames => array_to_string(back, E'\n'));
+    END IF;
+END
+$procedure$;
+
+CALL tenancy.make_private('tenancy');

@@ -1,0 +1,15 @@
+-- The schema job_stats: what is not for any table, but for the job statistics. 0008 to 0010 hold its routines.
+--
+-- Touches no tenant. Undone by the rollback file.
+--
+-- depends: 0006.rename-parts
+
+SET LOCAL search_path = pg_catalog, pg_temp;
+
+SET LOCAL citus.enable_schema_based_sharding = off; -- noqa: PRS
+CREATE SCHEMA job_stats;
+
+-- The archives that fold_marketplaces() made: what else has their name is not believed. State, as tenancy.undo is.
+CREATE TABLE job_stats.archives (archive regclass CONSTRAINT pk_archives PRIMARY KEY);
+
+CALL tenancy.make_private('job_stats');

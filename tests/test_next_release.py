@@ -1,0 +1,63 @@
+"""A later release mends a routine of the toolkit, as docs/next-migration.md says."""
+
+import shutil
+import tomllib
+from pathlib import Path
+
+import pytest
+
+from tests.deploy import ROOT, psql, schema_dump, yoyo
+from tests.tenants import Connection, column, ok
+
+RENAMED = {"0009.fold": "0009.fold-2", "0011.version-0.1.0": "0011.version-0.2.0"}
+
+
+@pytest.fixture
+def next_release(tmp_path: Path) -> str:
+    """The files of a release that mends folding."""
+    folder = tmp_path / "migrations"
+    shutil.copytree(ROOT / "sql/migrations", folder)
+    for old, new in RENAMED.items():
+        for end in [".sql", ".rollback.sql"]:
+            (folder / f"{old}{end}").rename(folder / f"{new}{end}")
+    for file in folder.iterdir():
+        text = file.read_text()
+        for old, new in RENAMED.items():
+            text = text.replace(f"-- depends: {old}\n", f"-- depends: {new}\n")
+        text = text.replace("SELECT '0.1.0'", "SELECT '0.2.0'").replace(
+            "legacy code has deleted", "old code has deleted"
+        )
+        file.write_text(text)
+    return str(folder)
+
+
+def test_this_release_and_the_next_are_as_the_next_alone(
+    empty: Connection, legacy: Connection, next_release: str
+) -> None:
+    """What is mended is replaced in a database that has been migrated; nothing else is run, and all can be undone."""
+    ok(yoyo(legacy, "apply"))
+    tenant = schema_dump(legacy, "user_1")
+    runs = column(legacy, "SELECT count(*) FROM tenancy.runs")
+    ok(yoyo(legacy, "apply", next_release))
+    assert column(legacy, "SELECT tenancy.version()") == ["0.2.0"]
+    assert column(legacy, "SELECT count(*) FROM tenancy.runs") == runs
+    assert schema_dump(legacy, "user_1") == tenant
+    ok(yoyo(empty, "apply", next_release))
+    assert schema_dump(legacy, "tenancy", "job_stats") == schema_dump(empty, "tenancy", "job_stats")
+    assert "old code has deleted" in schema_dump(empty, "job_stats")
+    ok(yoyo(legacy, "rollback", "--all", next_release))
+    assert column(legacy, "SELECT to_regnamespace('tenancy')") == [None]
+
+
+def test_the_next_release_by_psql(legacy: Connection, next_release: str) -> None:
+    """A file of routines can be given to psql, while tenants are migrated."""
+    ok(yoyo(legacy, "apply"))
+    for name in RENAMED.values():
+        ok(psql(legacy, "--single-transaction", "-f", f"{next_release}/{name}.sql"))
+    assert column(legacy, "SELECT tenancy.version()") == ["0.2.0"]
+
+
+def test_the_version_is_the_packages(migrated: Connection) -> None:
+    """What the database says is what the wheel is called."""
+    version = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["version"]
+    assert column(migrated, "SELECT tenancy.version()") == [version]

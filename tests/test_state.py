@@ -1,0 +1,221 @@
+"""What a rollback restores is state, not a log: it survives what a database lives through, or is refused by name."""
+
+import subprocess
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import pytest
+
+from tests.deploy import connect, libpq_env, psql, schema_dump, yoyo
+from tests.tenants import DOWNGRADE, UNEXACT, UPGRADE, VERIFY, Connection, clone, column, ok, running, states, tenants
+
+KEYS = """
+    ALTER TABLE user_2.vinted_job_stats DROP CONSTRAINT vinted_job_stats_action_type_id_date_key;
+    ALTER TABLE user_2.vinted_job_stats ADD CONSTRAINT uq_stats_per_day UNIQUE (action_type_id, date);
+    ALTER TABLE user_2.vinted_job_stats ADD CONSTRAINT fk_mine FOREIGN KEY (action_type_id)
+        REFERENCES vinted.action_types (id) ON DELETE CASCADE;
+    COMMENT ON CONSTRAINT uq_stats_per_day ON user_2.vinted_job_stats IS 'one row a day';
+"""
+
+
+def rollback(conn: Connection) -> None:
+    """Roll the change back, by yoyo."""
+    ok(yoyo(conn, "rollback", "--revision", "0020"))
+
+
+def as_before(conn: Connection, before: dict[str, str]) -> None:
+    """Every tenant is described as it was, byte for byte."""
+    assert {schema: schema_dump(conn, schema) for schema in before} == before
+
+
+@pytest.fixture
+def before(legacy: Connection) -> dict[str, str]:
+    """How every tenant was described before the change, one of them with keys of its own."""
+    legacy.execute(KEYS)
+    return {schema: schema_dump(legacy, schema) for schema in tenants(legacy)}
+
+
+@contextmanager
+def database(conn: Connection, name: str) -> Iterator[Connection]:
+    """Make an empty database on the same server, and drop it on the way out."""
+    conn.execute(f'CREATE DATABASE "{name}" TEMPLATE template0'.encode())
+    try:
+        with connect(conn, dbname=name) as other:
+            yield other
+    finally:
+        conn.execute(f'DROP DATABASE "{name}" WITH (FORCE)'.encode())
+
+
+def pg_dump(conn: Connection, *args: str) -> str:
+    """What pg_dump says of a database, rows included."""
+    command = ["pg_dump", "--restrict-key=same", *args]
+    return subprocess.run(command, env=libpq_env(conn), check=True, capture_output=True, text=True).stdout
+
+
+def test_a_pruned_journal(legacy: Connection, before: dict[str, str]) -> None:
+    """Without any of the log, the rollback restores every name, key and comment."""
+    ok(yoyo(legacy, "apply"))
+    legacy.execute("DELETE FROM tenancy.runs")
+    assert column(legacy, "SELECT count(*) FROM tenancy.journal") == [0]
+    rollback(legacy)
+    as_before(legacy, before)
+
+
+def test_renamed_and_swapped_schemas(legacy: Connection, before: dict[str, str]) -> None:
+    """A tenant whose schema was renamed, and two whose names were swapped, get what was theirs."""
+    ok(yoyo(legacy, "apply"))
+    for old, new in [("user_2", "user_2_acme"), ("user_1", "user_x"), ("user_3", "user_1"), ("user_x", "user_3")]:
+        legacy.execute(f"ALTER SCHEMA {old} RENAME TO {new}".encode())
+    rollback(legacy)
+    for old, new in [("user_1", "user_x"), ("user_3", "user_1"), ("user_x", "user_3"), ("user_2_acme", "user_2")]:
+        legacy.execute(f"ALTER SCHEMA {old} RENAME TO {new}".encode())
+    as_before(legacy, before)
+
+
+def test_a_namesake_gets_nothing_of_the_dead(legacy: Connection, before: dict[str, str]) -> None:
+    """A tenant that was dropped and made anew by its name is, rolled back, what a clone of the legacy template is."""
+    ok(yoyo(legacy, "apply"))
+    legacy.execute("DROP SCHEMA user_2 CASCADE")
+    clone(legacy, "user_2", "template_tenant.marketplace_job_stats")
+    rollback(legacy)
+    assert schema_dump(legacy, "user_2") == before["user_1"].replace("user_1", "user_2")
+
+
+def test_a_tenant_that_was_moved_here(legacy: Connection, before: dict[str, str]) -> None:
+    """Moved by pg_dump it is named by the verification, and refused by the rollback; with its row it comes back."""
+    ok(yoyo(legacy, "apply"))
+    with database(legacy, f"{legacy.info.dbname}_there") as there:
+        there.execute("CREATE SCHEMA vinted; CREATE TABLE vinted.action_types (id integer PRIMARY KEY)")
+        there.execute("INSERT INTO vinted.action_types SELECT generate_series(1, 100)")
+        ok(yoyo(there, "apply"))
+        sequence = (
+            "CREATE SCHEMA template_tenant; CREATE SEQUENCE template_tenant.marketplace_job_stats_id_seq AS integer;"
+        )
+        ok(psql(there, stdin=sequence + pg_dump(legacy, "--schema=user_2")))
+        named = "user_2: was migrated elsewhere"
+        assert named in psql(there, "-f", VERIFY).stderr
+        ok(psql(there, "-f", UNEXACT))
+        refused = psql(there, "-f", DOWNGRADE)
+        assert "user_2: tenancy.undo does not say what user_2.marketplace_job_stats was" in refused.stderr
+        rows = "SELECT * FROM tenancy.undo WHERE target = 'user_2.marketplace_job_stats'::regclass"
+        copied = ok(psql(legacy, "-c", f"\\copy ({rows}) TO STDOUT"))
+        ok(psql(there, "-c", "\\copy tenancy.undo FROM STDIN", stdin=copied))
+        ok(psql(there, "-f", DOWNGRADE))
+        after = schema_dump(there, "user_2").replace("marketplace_job_stats_id_seq", "vinted_job_stats_id_seq")
+        assert after == before["user_2"]
+
+
+def test_a_tenant_made_of_a_dump_of_the_template(legacy: Connection) -> None:
+    """It looks migrated, and nothing is kept of it: named by the verification; the template's row mends it."""
+    ok(yoyo(legacy, "apply"))
+    dump = pg_dump(legacy, "--schema=template_tenant").replace("template_tenant", "user_dumped")
+    ok(psql(legacy, stdin=dump))
+    assert "user_dumped: was migrated elsewhere" in psql(legacy, "-f", VERIFY).stderr
+    legacy.execute(
+        """
+        INSERT INTO tenancy.undo SELECT 'user_dumped.marketplace_job_stats', migration, script, renames
+        FROM tenancy.undo WHERE target = 'template_tenant.marketplace_job_stats'::regclass
+        """
+    )
+    legacy.execute("CALL job_stats.create_legacy_view('user_dumped.marketplace_job_stats')")
+    ok(psql(legacy, "-f", VERIFY))
+    rollback(legacy)
+    definition = schema_dump(legacy, "template_tenant").replace("template_tenant", "user_dumped")
+    assert schema_dump(legacy, "user_dumped") == definition
+
+
+def test_a_restored_database(legacy: Connection, before: dict[str, str]) -> None:
+    """Dumped and restored as a whole, after a rename, it is rolled back as if nothing had happened."""
+    ok(yoyo(legacy, "apply"))
+    legacy.execute("ALTER SCHEMA user_2 RENAME TO user_2_acme")
+    with database(legacy, f"{legacy.info.dbname}_restored") as restored:
+        ok(psql(restored, stdin=pg_dump(legacy)))
+        restored.execute("ALTER SCHEMA user_2_acme RENAME TO user_2")
+        rollback(restored)
+        as_before(restored, before)
+
+
+@pytest.mark.parametrize(
+    "options",
+    ["datestyle=SQL,DMY", "intervalstyle=sql_standard", "quote_all_identifiers=on", "standard_conforming_strings=off"],
+)
+@pytest.mark.parametrize("at", ["up", "down"])
+def test_settings_change_no_definition(legacy: Connection, options: str, at: str) -> None:
+    """A partial key with a date, an interval and a backslash in it comes back the same, whatever the settings say."""
+    legacy.execute(
+        r"""
+        ALTER TABLE user_1.vinted_job_stats ADD COLUMN note text DEFAULT '';
+        CREATE UNIQUE INDEX partly ON user_1.vinted_job_stats (action_type_id, date)
+        WHERE date >= '2026-02-01' AND note <> 'a\b' AND date + '1 day 02:00'::interval > '2026-02-03 04:05'::timestamp
+        """
+    )
+    before = schema_dump(legacy, "user_1")
+    setting = {"PGOPTIONS": f"-c {options}"}
+    ok(yoyo(legacy, "apply", env=setting if at == "up" else {}))
+    ok(yoyo(legacy, "rollback", "--revision", "0020", env=setting if at == "down" else {}))
+    assert schema_dump(legacy, "user_1") == before
+
+
+def test_tablespaces(legacy: Connection) -> None:
+    """A key in a tablespace comes back there, and others not, whatever default_tablespace is at the rollback."""
+    legacy.execute("SET allow_in_place_tablespaces = on")
+    for name in ["legacy_fast", "legacy_slow"]:
+        if not column(legacy, "SELECT FROM pg_tablespace WHERE spcname = %s", name):
+            legacy.execute(f"CREATE TABLESPACE {name} LOCATION ''".encode())
+    legacy.execute("ALTER INDEX user_1.vinted_job_stats_action_type_id_date_key SET TABLESPACE legacy_fast")
+    before = {schema: schema_dump(legacy, schema) for schema in ["user_1", "user_2"]}
+    ok(yoyo(legacy, "apply"))
+    env = {"PGOPTIONS": "-c default_tablespace=legacy_slow"}
+    ok(yoyo(legacy, "rollback", "--revision", "0020", env=env))
+    as_before(legacy, before)
+    legacy.execute("ALTER INDEX user_1.vinted_job_stats_action_type_id_date_key SET TABLESPACE pg_default")
+
+
+def test_names_are_remembered_and_not_guessed(legacy: Connection) -> None:
+    """What was called after the new table before there was one keeps its name, and options stand as written."""
+    legacy.execute(
+        """
+        CREATE INDEX marketplace_job_stats_mine ON user_1.vinted_job_stats (total_jobs);
+        CREATE INDEX vinted_job_stats_and_marketplace_job_stats ON user_1.vinted_job_stats (failure_count);
+        ALTER INDEX user_1.vinted_job_stats_action_type_id_date_key SET (fillfactor = '0x46');
+        """
+    )
+    before = schema_dump(legacy, "user_1")
+    ok(yoyo(legacy, "apply"))
+    rollback(legacy)
+    assert schema_dump(legacy, "user_1") == before
+
+
+def test_a_sequence_in_use_is_renamed_later(legacy: Connection, before: dict[str, str]) -> None:
+    """Drawn from by an open transaction, it is tried again at the end, then named; a rerun renames it."""
+    ok(yoyo(legacy, "apply"))
+    sequence = "template_tenant.marketplace_job_stats_id_seq"
+    with connect(legacy, autocommit=False) as writer:
+        writer.execute(f"SELECT nextval('{sequence}')".encode())
+        rollback(legacy)
+        assert states(legacy)["template_tenant"] == "drifted"
+        refused = psql(legacy, "-f", VERIFY)
+        assert "template_tenant: sequence marketplace_job_stats_id_seq is still to be renamed" in refused.stderr
+        writer.rollback()
+    ok(psql(legacy, "-f", DOWNGRADE))
+    ok(psql(legacy, "-f", VERIFY))
+    as_before(legacy, before)
+
+
+def test_a_sequence_that_is_free_at_the_end_of_the_run(legacy: Connection) -> None:
+    """The template's turn comes first, and by the end of the run the sequence may be free."""
+    with (
+        connect(legacy, autocommit=False) as writer,
+        connect(legacy, autocommit=False) as reader,
+    ):
+        writer.execute("SELECT nextval('template_tenant.vinted_job_stats_id_seq')")
+        reader.execute("SELECT FROM user_1.vinted_job_stats")
+        ok(yoyo(legacy, "apply", "--revision", "0011"))
+        with running(psql, legacy, "-f", UPGRADE) as results:
+            while not column(legacy, "SELECT count(*) > 0 FROM tenancy.journal WHERE schema_name = 'user_1'")[0]:
+                legacy.execute("SELECT pg_sleep(0.01)")
+            writer.rollback()
+            reader.rollback()
+        ok(results[0])
+    assert column(legacy, "SELECT to_regclass('template_tenant.marketplace_job_stats_id_seq') IS NOT NULL") == [True]
+    assert column(legacy, "SELECT count(*) FROM tenancy.renames_left") == [0]
