@@ -118,7 +118,7 @@ WITHOUT = {
         "GRANT REFERENCES ON vinted.action_types",
     ),
     "ALTER ROLE legacy_member NOINHERIT; REVOKE legacy_platform FROM legacy_member; GRANT legacy_platform TO"
-    " legacy_member": (UPGRADE, "template_tenant: must be owner of table vinted_job_stats"),
+    " legacy_member": (UPGRADE, "template_tenant: "),
     "GRANT legacy_victim TO legacy_member WITH SET FALSE": (UPGRADE, "user_victim: must be able to SET ROLE"),
     "DROP SCHEMA yoyo": ("", 'relation "yoyo_lock" does not exist'),
     'REVOKE CREATE ON DATABASE "{}" FROM legacy_member': ("", "permission denied for database"),
