@@ -64,7 +64,7 @@ def _upgrade(server: Server, database: str, tenants: int) -> tuple[float, float,
         end = monotonic()
     if applied.returncode:
         sys.exit(applied.stdout + applied.stderr)
-    slowest = max(map(float, re.findall(r"^ *\d+ .*\| ([\d.]+) +\| [\d.]+ *$", applied.stdout, re.MULTILINE)))
+    slowest = max(map(float, re.findall(r"^ *\S+ +\| +\d+ .*\| ([\d.]+) +\| [\d.]+ *$", applied.stdout, re.MULTILINE)))
     meanwhile = [milliseconds for at, milliseconds in writes if start < at < end]
     return max(milliseconds for at, milliseconds in writes if at < start), max(meanwhile), slowest, len(meanwhile)
 

@@ -71,7 +71,7 @@ TENANT = """
 CHANGE_0002 = """
     ALTER TABLE vinted_job_stats RENAME TO marketplace_job_stats;
     ALTER TABLE marketplace_job_stats ADD COLUMN marketplace varchar(20) NOT NULL DEFAULT 'vinted'
-        CONSTRAINT ck_marketplace_job_stats_marketplace CHECK (marketplace IN ('vinted', 'ebay', 'etsy'));
+        CONSTRAINT ck_marketplace_job_stats_marketplace CHECK (marketplace::text IN ('vinted', 'ebay', 'etsy'));
     ALTER TABLE marketplace_job_stats DROP CONSTRAINT vinted_job_stats_action_type_id_date_key;
     ALTER TABLE marketplace_job_stats ADD CONSTRAINT uq_marketplace_job_stats_action_marketplace_date
         UNIQUE (action_type_id, marketplace, date);
@@ -80,7 +80,7 @@ CHANGE_0002 = """
     {renames}
     CREATE VIEW vinted_job_stats WITH (security_invoker = true) AS
         SELECT id, action_type_id, date, total_jobs, success_count, failure_count, avg_duration_ms, created_at
-        FROM marketplace_job_stats WHERE marketplace = 'vinted' WITH CASCADED CHECK OPTION;
+        FROM marketplace_job_stats WHERE marketplace::text = 'vinted' WITH CASCADED CHECK OPTION;
 """
 CHANGE_0003 = "ALTER TABLE marketplace_job_stats ADD COLUMN untimed_jobs integer, ADD COLUMN total_duration_ms bigint;"
 

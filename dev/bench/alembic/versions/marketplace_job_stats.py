@@ -15,7 +15,7 @@ def upgrade() -> None:
     op.rename_table(OLD, NEW)
     named = op.get_bind().scalars(NOT_NULL, {"name": NEW}).all()  # since PostgreSQL 18
     op.add_column(NEW, sa.Column("marketplace", sa.String(20), server_default="vinted", nullable=False))
-    op.create_check_constraint(f"ck_{NEW}_marketplace", NEW, "marketplace IN ('vinted', 'ebay', 'etsy')")
+    op.create_check_constraint(f"ck_{NEW}_marketplace", NEW, "marketplace::text IN ('vinted', 'ebay', 'etsy')")
     op.drop_constraint(f"{OLD}_action_type_id_date_key", NEW)
     op.create_unique_constraint(f"uq_{NEW}_action_marketplace_date", NEW, ["action_type_id", "marketplace", "date"])
     op.create_index(f"ix_{NEW}_marketplace_created_at", NEW, ["marketplace", "created_at"])
@@ -25,7 +25,7 @@ def upgrade() -> None:
     op.execute(
         f"CREATE VIEW {OLD} WITH (security_invoker = true) AS"
         " SELECT id, action_type_id, date, total_jobs, success_count, failure_count, avg_duration_ms, created_at"
-        f" FROM {NEW} WHERE marketplace = 'vinted' WITH CASCADED CHECK OPTION"
+        f" FROM {NEW} WHERE marketplace::text = 'vinted' WITH CASCADED CHECK OPTION"
     )
     op.add_column(NEW, sa.Column("untimed_jobs", sa.Integer()))
     op.add_column(NEW, sa.Column("total_duration_ms", sa.BigInteger()))
