@@ -152,8 +152,9 @@ def read_rows(conn: Connection, table: str) -> Rows:
 
 
 def dump_definitions(server: Server) -> str:
-    """What pg_dump says of all schemas but yoyo's (public) and the toolkit's (job_stats), without archives."""
-    others = ["--exclude-schema=public", "--exclude-schema=job_stats", f"--exclude-table=*.{ARCHIVE}"]
+    """What pg_dump says of all schemas but yoyo's (public) and ours, without archives."""
+    others = [f"--exclude-schema={name}" for name in ("public", "tenancy", "job_stats")]
+    others.append(f"--exclude-table=*.{ARCHIVE}")
     return run(server, "pg_dump", "--schema-only", "--restrict-key=demo", *others)
 
 
