@@ -374,17 +374,18 @@ def test_the_evil_code_does_run(empty: Connection) -> None:
         empty.execute("RESET ROLE; ALTER ROLE legacy_evil NOSUPERUSER")
 
 
-def test_what_a_rollback_runs_is_the_toolkits_owners(empty: Connection) -> None:
+def test_what_a_rollback_runs_is_the_toolkits_owners(migrator: Migrator) -> None:
     """Default privileges give nobody a way into the toolkit's schema: not to write, read, call or create there."""
-    migrator = lay_out(empty, "superuser")
-    empty.execute(
-        """
+    empty = migrator.superuser
+    with migrator.connect() as creator:
+        creator.execute(
+            """
         ALTER DEFAULT PRIVILEGES GRANT ALL ON SCHEMAS TO legacy_backend, PUBLIC;
         ALTER DEFAULT PRIVILEGES GRANT ALL ON TABLES TO legacy_backend, PUBLIC;
         ALTER DEFAULT PRIVILEGES GRANT ALL ON SEQUENCES TO legacy_backend WITH GRANT OPTION;
         ALTER DEFAULT PRIVILEGES GRANT ALL ON ROUTINES TO legacy_backend;
         """
-    )
+        )
     ok(migrator.yoyo("apply"))
     each_day_on_ebay(empty, "user_evil")
     ok(migrator.yoyo("rollback", "--revision", "0020"))
@@ -409,10 +410,11 @@ def test_what_a_rollback_runs_is_the_toolkits_owners(empty: Connection) -> None:
 
 
 @pytest.mark.parametrize("schema", ["public", "of the role's name"])
-def test_a_strangers_functions_are_not_called(empty: Connection, schema: str) -> None:
+def test_a_strangers_functions_are_not_called(migrator: Migrator, schema: str) -> None:
     """Functions and types in an open public, or in a schema that is named as the role, are not the toolkit's."""
-    migrator = lay_out(empty, "superuser")
-    home = "public" if schema == "public" else f'"{empty.info.user}"'
+    empty = migrator.superuser
+    user = "legacy_member" if migrator.name == "member" else empty.info.user
+    home = "public" if schema == "public" else f'"{user}"'
     if schema != "public":
         empty.execute(f"CREATE SCHEMA {home}".encode())
     empty.execute(f"GRANT CREATE, USAGE ON SCHEMA {home} TO PUBLIC".encode())
@@ -442,6 +444,7 @@ def test_a_strangers_functions_are_not_called(empty: Connection, schema: str) ->
         )
     ok(migrator.yoyo("apply"))
     ok(migrator.yoyo("rollback", "--all"))
+    empty.execute("DROP SCHEMA IF EXISTS yoyo CASCADE")
     ok(psql(empty, "-v", "migrator=legacy_member", "-f", str(ROOT / "docs/grants.sql")))
     unharmed(empty)
 
@@ -475,9 +478,9 @@ OUTLIVED = {
 
 
 @pytest.mark.parametrize("change", OUTLIVED.values(), ids=OUTLIVED)
-def test_a_view_that_shows_more_than_its_table_is_drift(empty: Connection, change: str) -> None:
+def test_a_view_that_shows_more_than_its_table_is_drift(migrator: Migrator, change: str) -> None:
     """Where the view reads with its owner's rights, it is drift once the table shows less; made anew, it shows less."""
-    migrator = lay_out(empty, "superuser")
+    empty = migrator.superuser
     empty.execute(
         """
         GRANT USAGE ON SCHEMA user_victim TO legacy_colreader;
@@ -498,9 +501,9 @@ def test_a_view_that_shows_more_than_its_table_is_drift(empty: Connection, chang
             reader.execute("SELECT total_jobs FROM user_victim.vinted_job_stats")
 
 
-def test_others_are_not_held_up(empty: Connection) -> None:
+def test_others_are_not_held_up(migrator: Migrator) -> None:
     """While a tenant's code sleeps as long as it likes, all others read and change vinted.action_types."""
-    migrator = lay_out(empty, "superuser")
+    empty = migrator.superuser
     empty.execute("GRANT USAGE ON SCHEMA vinted TO legacy_evil; GRANT REFERENCES ON vinted.action_types TO legacy_evil")
     do(
         migrator,
