@@ -1,54 +1,120 @@
-"""Arguments in, statement and parameters out: no I/O, so whatever executes them shares this."""
+"""Arguments in, statement and parameters out: no I/O, so whatever executes them shares this.
+
+A parameter is a plain str or None, for the statement to cast: so it does not matter what the application has told
+psycopg to make of a list, an Enum, a bool or a date.
+"""
 
 import datetime
 import re
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import fields
 from functools import lru_cache
 from importlib.resources import files
-from typing import Any
+from typing import Any, TypeVar
 
 from psycopg import sql
-from psycopg.types.numeric import Int4, Int8
+from psycopg.abc import Buffer
+from psycopg.adapt import AdaptersMap, Loader
+from psycopg.postgres import types
+from psycopg.pq import Format
+from psycopg.rows import BaseRowFactory
+from psycopg.types.datetime import DateBinaryLoader, TimestamptzBinaryLoader
+from psycopg.types.none import NoneDumper
+from psycopg.types.numeric import Int8BinaryLoader
+from psycopg.types.string import StrDumperUnknown, TextLoader
 
-from stats_lib._types import JobOutcome, JobStats, Marketplace, MarketplaceSummary
+from stats_lib._types import JobOutcome, JobStats, Marketplace, MarketplaceSummary, PlatformSummary
 
 MIN_ACTION_TYPE_ID, MAX_ACTION_TYPE_ID = -(2**31), 2**31 - 1  # what the column, an integer, can hold
-MAX_DAYS = 1_000_000  # within what PostgreSQL can subtract from today
+MAX_DAYS = 1_000_000  # within what PostgreSQL can subtract from any day of Python's
 MAX_DURATION = datetime.timedelta(milliseconds=2**32)  # of 2^31 - 1 jobs, as many as a row counts, the sum is a bigint
 MAX_SCHEMA_BYTES = 63  # a longer name would be truncated by PostgreSQL, perhaps to another tenant's
 
 _NO_TIME, _MILLISECOND = datetime.timedelta(0), datetime.timedelta(milliseconds=1)
-# What is read, too: as bytes if the session's client_encoding is SQL_ASCII.
-_STORED = {name: member for member in Marketplace for name in (member.value, member.value.encode())}
+_STORED = {member.value.encode(): member for member in Marketplace}
+_MEMBERS = {member.value: member for member in Marketplace}
 _TEXT = re.compile(r"[^\0\ud800-\udfff]+")  # UTF-8 has no surrogates
 
+Params = tuple[str | None, ...]
+Statement = tuple[sql.SQL, Params]
 
-def _statement(name: str) -> Callable[[str], sql.SQL]:
-    """Read a file, with add_to_row.sql in place of {job_added} and {excluded_added}; the result puts in {table}.
 
-    Without comments and indentation, since psycopg parses what is longer than 4096 bytes anew at every call. Composing
-    takes longer than all else that a call does here, so it is done once for a schema: for the last 128, as many as
-    psycopg keeps parsed.
+class _MarketplaceLoader(Loader):
+    """Reads what the column may hold, which is the only text that is read, in any client_encoding."""
+
+    format = Format.BINARY
+
+    def load(self, data: Buffer) -> Marketplace:
+        """Return the member."""
+        return _STORED[bytes(data)]
+
+
+# All that the library's cursors know of Python's and PostgreSQL's types, in place of what the connection knows.
+ADAPTERS = AdaptersMap()
+ADAPTERS.register_dumper(str, StrDumperUnknown)
+ADAPTERS.register_dumper(type(None), NoneDumper)
+ADAPTERS.register_loader(0, TextLoader)  # for all others: psycopg wants one
+ADAPTERS.register_loader(types["int8"].oid, Int8BinaryLoader)
+ADAPTERS.register_loader(types["text"].oid, _MarketplaceLoader)
+ADAPTERS.register_loader(types["date"].oid, DateBinaryLoader)
+ADAPTERS.register_loader(types["timestamptz"].oid, TimestamptzBinaryLoader)
+
+
+def _text(name: str, **parts: str) -> str:
+    """A file, without comments and indentation, with `parts` put in."""
+    text = files(__package__).joinpath(f"{name}.sql").read_text("utf-8")
+    text = re.sub(r"(\s|--.*)+", " ", text).replace("( ", "(").replace(" )", ")").strip()
+    for part, replacement in parts.items():
+        text = text.replace(f"{{{part}}}", replacement)
+    return text
+
+
+def _table(schema: str) -> str:
+    return sql.Identifier(schema, "marketplace_job_stats").as_string(None)
+
+
+def _statement(text: str, names: Sequence[str]) -> Callable[[str], sql.SQL]:
+    """The statement for a schema, whose table it puts in; it keeps the last 128.
+
+    Its %(parameters)s are numbered in the order of `names`, as PostgreSQL has them.
     """
-    text, add = (files(__package__).joinpath(file).read_text("utf-8") for file in (name, "add_to_row.sql"))
-    for jobs in ("job", "excluded"):
-        text = text.replace(f"{{{jobs}_added}}", add.replace("{jobs}", jobs))
-    text = re.sub(r"(\s|--.*)+", " ", text).replace("( ", "(").replace(" )", ")")
-    statement = sql.SQL(text.strip())
+    text = re.sub(r"%\((\w+)\)s", lambda found: f"${names.index(found[1]) + 1}", text)
 
     @lru_cache(maxsize=128)
     def in_schema(schema: str) -> sql.SQL:
-        name = schema.replace("%", "%%")  # psycopg looks for %(placeholders) later
-        return sql.SQL(statement.format(table=sql.Identifier(name, "marketplace_job_stats")).as_string(None))
+        return sql.SQL(text.replace("{table}", _table(schema)))
 
     return in_schema
 
 
-_UPDATE_JOB_STATS = _statement("update_job_stats.sql")
-_INSERT_MISSING_ROWS = _statement("insert_missing_rows.sql")
-_UPDATE_JOB_STATS_BATCH = _statement("update_job_stats_batch.sql")
-_GET_STATS = _statement("get_stats.sql")
-_GET_SUMMARY = _statement("get_summary.sql")
+_KEY_AND_SUMS = (
+    "action_type_id",
+    "marketplace",
+    "date",
+    "total_jobs",
+    "success_count",
+    "timed_jobs",
+    "total_duration_ms",
+)
+_IS_BELIEVED = f"({_text('is_believed').removeprefix('SELECT ')})"
+_DURATIONS = _text("durations", is_believed=_IS_BELIEVED)
+_UPSERT = _text(
+    "upsert_job_stats",
+    **{f"{jobs}_added": _text("add_to_row", jobs=jobs, durations=_DURATIONS) for jobs in ("job", "excluded")},
+)
+_UPDATE_JOB_STATS = _statement(_text("update_job_stats", is_believed=_IS_BELIEVED), _KEY_AND_SUMS)
+_UPSERT_JOB_STATS = _statement(_UPSERT, _KEY_AND_SUMS)
+_UPDATE_JOB_STATS_BATCH = _text(
+    "update_job_stats_batch", upsert_job_stats=re.sub(r"%\((\w+)\)s", r"counted.\1", _UPSERT)
+)
+_READ = "days", "until", "marketplaces", "action_type_id"
+_OF_ACTION_TYPE = "AND stats.action_type_id = %(action_type_id)s::integer"
+# Without an action type, and with.
+_GET_STATS = [_statement(_text("get_stats", of_action_type=only), _READ) for only in ("", _OF_ACTION_TYPE)]
+_GET_SUMMARY = [
+    _statement(_text("get_summary", of_action_type=only, durations=_DURATIONS), _READ) for only in ("", _OF_ACTION_TYPE)
+]
+_GET_PLATFORM_SUMMARY = _statement(_text("get_platform_summary"), _READ)
 
 
 def update_job_stats(
@@ -59,65 +125,121 @@ def update_job_stats(
     success: bool,
     duration: datetime.timedelta | None,
     date: datetime.date | None,
-) -> tuple[sql.SQL, dict[str, Any]]:
-    """Check the arguments of `stats_lib.update_job_stats`; return its statement and parameters, or raise ValueError."""
-    return _UPDATE_JOB_STATS(_schema(schema)), _job(action_type_id, marketplace, success, duration, date)
+) -> tuple[sql.SQL, sql.SQL, Params]:
+    """Check the arguments of `stats_lib.update_job_stats`; return what to try first, what else, and their parameters.
 
-
-def update_job_stats_batch(*, schema: str, outcomes: Iterable[JobOutcome]) -> list[tuple[sql.SQL, dict[str, Any]]]:
-    """Check the arguments of `stats_lib.update_job_stats_batch`; return its statements, in order, or raise ValueError.
-
-    Outcomes are summed up here, so that one pair of statements takes any number of them. None as the date makes a sum
-    of its own, which the database, knowing its clock, adds to that day's.
+    Raises ValueError, as all of these do, if an argument can never be right.
     """
     _schema(schema)
-    sums: dict[tuple[int, str, datetime.date | None], list[int]] = {}
+    job = _job(action_type_id, marketplace, success, duration, date)
+    return _UPDATE_JOB_STATS(schema), _UPSERT_JOB_STATS(schema), tuple(None if it is None else str(it) for it in job)
+
+
+def update_job_stats_batch(*, schema: str, outcomes: Iterable[JobOutcome]) -> sql.SQL | None:
+    """Check the arguments of `stats_lib.update_job_stats_batch`; return its statement, or None if there are no jobs.
+
+    Outcomes are summed up here, so that the statement takes any number of them. None as the date makes a sum of its
+    own, which the database, knowing its clock, adds to that day's.
+    """
+    _schema(schema)
+    if isinstance(outcomes, JobOutcome) or not isinstance(outcomes, Iterable):
+        raise _refusal("outcomes", outcomes, "an iterable of JobOutcome")
+    sums: dict[tuple[int, str, str | None], list[int]] = {}
     for index, outcome in enumerate(outcomes):
         try:
             if not isinstance(outcome, JobOutcome):
                 raise _refusal("outcome", outcome, "a JobOutcome")
-            job = _job(outcome.action_type_id, outcome.marketplace, outcome.success, outcome.duration, outcome.date)
+            key_and_sums = _job(
+                outcome.action_type_id, outcome.marketplace, outcome.success, outcome.duration, outcome.date
+            )
         except ValueError as refusal:
             raise ValueError(f"outcomes[{index}]: {refusal}") from None
-        of_key = sums.setdefault((int(job["action_type_id"]), job["marketplace"], job["date"]), [0, 0, 0, 0])
-        of_key[0] += job["success"]
-        of_key[1] += not job["success"]
-        of_key[2] += job["duration_ms"] is None
-        of_key[3] += job["duration_ms"] or 0
+        of_key = sums.setdefault(key_and_sums[:3], [0, 0, 0, 0])
+        for place, value in enumerate(key_and_sums[3:]):
+            of_key[place] += value
     if not sums:
-        return []
-    names = "action_type_ids", "marketplaces", "dates", "successes", "failures", "untimed_jobs", "total_durations_ms"
+        return None
+    names = "action_type_ids", "marketplaces", "dates", "total_jobs", "success_counts", "timed_jobs", "durations_ms"
     columns = zip(*((*key, *of_key) for key, of_key in sums.items()), strict=True)
-    params = {name: list(column) for name, column in zip(names, columns, strict=True)}
-    return [(statement(schema), params) for statement in (_INSERT_MISSING_ROWS, _UPDATE_JOB_STATS_BATCH)]
+    parts = {name: _array(column) for name, column in zip(names, columns, strict=True)} | {"table": _table(schema)}
+    block = re.sub(r"\{(\w+)\}", lambda found: parts[found[1]], _UPDATE_JOB_STATS_BATCH)
+    body = block.removeprefix("DO $batch$").removesuffix("$batch$").replace("\\", "\\\\").replace("'", "''")
+    return sql.SQL(f"DO E'{body}'")  # and not in dollars, which the schema's name may have
 
 
 def get_stats(
-    *, schema: str, marketplace: Marketplace | str | None, action_type_id: int | None, days: int
-) -> tuple[sql.SQL, dict[str, Any]]:
-    """Check the arguments of `stats_lib.get_stats`; return its statement and parameters, or raise ValueError."""
-    only = None if action_type_id is None else _action_type_id(action_type_id)
-    return _GET_STATS(_schema(schema)), {
-        "marketplaces": list(Marketplace) if marketplace is None else [_marketplace(marketplace)],
-        "first_action_type_id": Int4(MIN_ACTION_TYPE_ID) if only is None else only,
-        "last_action_type_id": Int4(MAX_ACTION_TYPE_ID) if only is None else only,
-        "days": _days(days),
-    }
+    *,
+    schema: str,
+    marketplace: Marketplace | str | None,
+    action_type_id: int | None,
+    days: int,
+    until: datetime.date | None,
+) -> Statement:
+    """Check the arguments of `stats_lib.get_stats`; return its statement and parameters."""
+    return _read(_GET_STATS, schema, marketplace, action_type_id, days, until)
 
 
-def get_summary(*, schema: str, days: int) -> tuple[sql.SQL, dict[str, Any]]:
-    """Check the arguments of `stats_lib.get_summary`; return its statement and parameters, or raise ValueError."""
-    return _GET_SUMMARY(_schema(schema)), {"marketplaces": list(Marketplace), "days": _days(days)}
+def get_summary(
+    *,
+    schema: str,
+    marketplace: Marketplace | str | None,
+    action_type_id: int | None,
+    days: int,
+    until: datetime.date | None,
+) -> Statement:
+    """Check the arguments of `stats_lib.get_summary`; return its statement and parameters."""
+    return _read(_GET_SUMMARY, schema, marketplace, action_type_id, days, until)
 
 
-def job_stats(id_: int, action_type_id: int, marketplace: str | bytes, *others: Any) -> JobStats:
-    """Make a `JobStats` of a row of `get_stats.sql`, whose columns have the order of its fields."""
-    return JobStats(id_, action_type_id, _STORED[marketplace], *others)
+def get_platform_summary(*, days: int, until: datetime.date | None) -> Statement:
+    """Check the arguments of `stats_lib.get_platform_summary`; return its statement and parameters."""
+    return _GET_PLATFORM_SUMMARY(""), (str(_days(days)), _date("until", until))
 
 
-def marketplace_summary(marketplace: str | bytes, *others: Any) -> MarketplaceSummary:
-    """Make a `MarketplaceSummary` of a row of `get_summary.sql`, whose columns have the order of its fields."""
-    return MarketplaceSummary(_STORED[marketplace], *others)
+_Row = TypeVar("_Row")
+
+
+def rows_of(cls: type[_Row]) -> BaseRowFactory[_Row]:
+    """Make a row of values that have the order of its fields.
+
+    By their slots: frozen dataclasses set each field by way of object.__setattr__, which takes thrice as long.
+    """
+    setters = [getattr(cls, field.name).__set__ for field in fields(cls)]  # type: ignore[arg-type]  # a dataclass
+
+    def row(values: Sequence[Any]) -> _Row:
+        made = object.__new__(cls)
+        for set_field, value in zip(setters, values, strict=True):
+            set_field(made, value)
+        return made
+
+    return lambda _: row
+
+
+JOB_STATS = rows_of(JobStats)
+MARKETPLACE_SUMMARY = rows_of(MarketplaceSummary)
+PLATFORM_SUMMARY = rows_of(PlatformSummary)
+
+
+def each_marketplace(
+    found: list[MarketplaceSummary], marketplace: Marketplace | str | None
+) -> list[MarketplaceSummary]:
+    """Add those that had no jobs, unless only one was asked for and is there."""
+    by_marketplace = {row.marketplace: row for row in found}
+    return [by_marketplace.get(each) or MarketplaceSummary(each, 0, 0, 0, None) for each in _marketplaces(marketplace)]
+
+
+def _read(
+    statements: Sequence[Callable[[str], sql.SQL]],
+    schema: str,
+    marketplace: Marketplace | str | None,
+    action_type_id: int | None,
+    days: int,
+    until: datetime.date | None,
+) -> Statement:
+    params = str(_days(days)), _date("until", until), _array(_marketplaces(marketplace))
+    if action_type_id is None:
+        return statements[0](_schema(schema)), params
+    return statements[1](_schema(schema)), (*params, str(_action_type_id(action_type_id)))
 
 
 def _job(
@@ -126,18 +248,20 @@ def _job(
     success: bool,
     duration: datetime.timedelta | None,
     date: datetime.date | None,
-) -> dict[str, Any]:
+) -> tuple[int, str, str | None, int, int, int, int]:
+    """The key of a job's row, and what is added to it, in the order of _KEY_AND_SUMS."""
     if not isinstance(success, bool):
         raise _refusal("success", success, "True or False")
-    if date is not None and (not isinstance(date, datetime.date) or isinstance(date, datetime.datetime)):
-        raise _refusal("date", date, "a datetime.date without a time, or None for today in UTC")
-    return {
-        "action_type_id": _action_type_id(action_type_id),
-        "marketplace": _marketplace(marketplace),
-        "success": success,
-        "duration_ms": None if duration is None else _milliseconds(duration),
-        "date": date,
-    }
+    milliseconds = None if duration is None else _milliseconds(duration)
+    return (
+        _action_type_id(action_type_id),
+        _marketplace(marketplace).value,
+        _date("date", date),
+        1,
+        int(success),
+        int(milliseconds is not None),
+        milliseconds or 0,
+    )
 
 
 def _schema(schema: str) -> str:
@@ -147,32 +271,45 @@ def _schema(schema: str) -> str:
 
 
 def _marketplace(marketplace: str) -> Marketplace:
-    if not isinstance(marketplace, str) or marketplace not in _STORED:
+    if not isinstance(marketplace, str) or marketplace not in _MEMBERS:
         raise _refusal("marketplace", marketplace, " or ".join(repr(m.value) for m in Marketplace))
-    return _STORED[marketplace]
+    return _MEMBERS[marketplace]
 
 
-def _action_type_id(action_type_id: int) -> Int4:
+def _marketplaces(marketplace: Marketplace | str | None) -> list[Marketplace]:
+    return sorted(Marketplace) if marketplace is None else [_marketplace(marketplace)]
+
+
+def _date(name: str, date: datetime.date | None) -> str | None:
+    if date is None:
+        return None
+    if not isinstance(date, datetime.date) or isinstance(date, datetime.datetime):
+        raise _refusal(name, date, "a datetime.date without a time, or None for today in UTC")
+    return datetime.date.isoformat(date)
+
+
+def _action_type_id(action_type_id: int) -> int:
     return _integer("action_type_id", action_type_id, MIN_ACTION_TYPE_ID, MAX_ACTION_TYPE_ID)
 
 
-def _days(days: int) -> Int4:
+def _days(days: int) -> int:
     return _integer("days", days, 1, MAX_DAYS)
 
 
-def _milliseconds(duration: datetime.timedelta) -> Int8:
+def _milliseconds(duration: datetime.timedelta) -> int:
     if not isinstance(duration, datetime.timedelta) or not _NO_TIME <= duration <= MAX_DURATION:
         raise _refusal("duration", duration, f"a datetime.timedelta from 0 to {MAX_DURATION}, or None")
-    return Int8(round(duration / _MILLISECOND))
+    return round(duration / _MILLISECOND)
 
 
-# Int4, Int8: psycopg would send a smaller type for a smaller value, and prepare the statement once more for each.
-
-
-def _integer(name: str, value: int, low: int, high: int) -> Int4:
+def _integer(name: str, value: int, low: int, high: int) -> int:
     if not isinstance(value, int) or isinstance(value, bool) or not low <= value <= high:
         raise _refusal(name, value, f"an integer from {low} to {high}")
-    return Int4(value)
+    return int(value)
+
+
+def _array(values: Iterable[object]) -> str:
+    return "{" + ",".join("NULL" if value is None else str(value) for value in values) + "}"
 
 
 def _refusal(name: str, value: object, allowed: str) -> ValueError:

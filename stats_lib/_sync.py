@@ -1,19 +1,28 @@
 """The statements, executed on a `psycopg.Connection`.
 
-Each makes a plain `Cursor` of its own, so that the connection's `cursor_factory` and `row_factory` do not matter, and
-reads in binary, so that neither does its DateStyle.
+Each makes a cursor of its own, so that the connection's `cursor_factory`, `row_factory` and `adapters` do not matter,
+and reads in binary, so that neither does its DateStyle.
 """
 
 import datetime
 from collections.abc import Iterable
-from contextlib import nullcontext
 from typing import Any
 
-from psycopg import Connection, Cursor
-from psycopg.rows import args_row
+from psycopg import Connection, RawCursor
+from psycopg.adapt import AdaptersMap
+from psycopg.pq import PipelineStatus
+from psycopg.rows import Row
 
 from stats_lib import _queries
-from stats_lib._types import JobOutcome, JobStats, Marketplace, MarketplaceSummary
+from stats_lib._connections import check
+from stats_lib._types import JobOutcome, JobStats, Marketplace, MarketplaceSummary, PlatformSummary
+
+
+class _Cursor(RawCursor[Row]):
+    """A cursor that knows the types of the library, and no others."""
+
+    __slots__ = ()
+    adapters: AdaptersMap = _queries.ADAPTERS  # otherwise the connection's
 
 
 def update_job_stats(
@@ -28,7 +37,8 @@ def update_job_stats(
 ) -> None:
     """Count one finished job in the tenant's `marketplace_job_stats`.
 
-    One statement, no result: it can be pipelined (`with conn.pipeline():`), and concurrent updates are all counted.
+    One statement, or two if there is no row yet, each complete in itself: no transaction is begun, and concurrent
+    updates are all counted, on a shared connection, too. In a pipeline (`with conn.pipeline():`) nothing is waited for.
     The row is locked until the caller's transaction ends. Only a job that finds no row takes an id from the sequence.
 
     - `schema`: the tenant's schema, 1 to 63 bytes, used as it is (never parsed, folded or looked up in `search_path`).
@@ -43,9 +53,11 @@ def update_job_stats(
     beyond 2^31 - 1 ms (about 24.8 days) is kept, and shown as that. Where code from before `marketplace_job_stats`
     counts in the same row, the mean starts from the average that it left.
 
-    Raises ValueError, before anything is sent, if an argument is none of the above; psycopg's errors pass through.
+    Raises TypeError if `conn` is no such connection, and ValueError if an argument is none of the above, before
+    anything is sent; psycopg's errors pass through.
     """
-    query, params = _queries.update_job_stats(
+    check(conn, Connection)
+    update, upsert, params = _queries.update_job_stats(
         schema=schema,
         action_type_id=action_type_id,
         marketplace=marketplace,
@@ -53,31 +65,34 @@ def update_job_stats(
         duration=duration,
         date=date,
     )
-    Cursor(conn).execute(query, params)
+    cursor = _Cursor(conn)
+    if conn.pgconn.pipeline_status == PipelineStatus.OFF:
+        cursor.execute(update, params)
+        if cursor.fetchone():
+            return
+    cursor.execute(upsert, params)
 
 
 def update_job_stats_batch(conn: Connection[Any], *, schema: str, outcomes: Iterable[JobOutcome]) -> None:
     """Count many finished jobs in the tenant's `marketplace_job_stats`, all or none of them.
 
-    The result is that of `update_job_stats` for each, in two statements, however many they are: for workers that finish
-    many jobs, and for back-fills. Only rows that are new take ids from the sequence.
+    The result is that of `update_job_stats` for each, in one statement, however many they are: for workers that finish
+    many jobs, and for back-fills. Only a row that is inserted takes an id from the sequence, and one more for each
+    batch that is inserting it at the same moment.
 
     The rows are locked until the caller's transaction ends, always in the same order, so that no two batches wait for
-    each other in a circle; unless their transactions have locked rows before, as by another batch. An autocommit
-    connection gets a transaction for the two statements, whose end is waited for, in a pipeline too.
+    each other in a circle; unless their transactions have locked rows before, as by another batch.
 
     - `schema`: as for `update_job_stats`.
     - `outcomes`: any iterable of `JobOutcome`, which is consumed before anything is sent; if it is empty, nothing is.
 
-    Raises ValueError, before anything is sent, if an argument is none of the above; it names the first bad outcome by
-    its index, from 0. psycopg's errors pass through.
+    Raises TypeError if `conn` is no such connection, and ValueError if an argument is none of the above, before
+    anything is sent; it names the first bad outcome by its index, from 0. psycopg's errors pass through.
     """
-    statements = _queries.update_job_stats_batch(schema=schema, outcomes=outcomes)
-    if not statements:
-        return
-    with conn.transaction() if conn.autocommit else nullcontext():
-        for query, params in statements:
-            Cursor(conn).execute(query, params)
+    check(conn, Connection)
+    statement = _queries.update_job_stats_batch(schema=schema, outcomes=outcomes)
+    if statement is not None:
+        _Cursor(conn).execute(statement, prepare=False)
 
 
 def get_stats(
@@ -87,37 +102,73 @@ def get_stats(
     marketplace: Marketplace | str | None = None,
     action_type_id: int | None = None,
     days: int = 7,
+    until: datetime.date | None = None,
 ) -> list[JobStats]:
     """Read the last days of the tenant's `marketplace_job_stats`.
 
     - `schema`: as for `update_job_stats`.
     - `marketplace`: a `Marketplace` or its value, in lower case; None for each member of `Marketplace`.
     - `action_type_id`: a 32-bit integer; None for all.
-    - `days`: 1 to 1,000,000 calendar days, ending with today in UTC by the server's clock, as of the transaction's
-      start. Rows dated later than today are left out.
+    - `days`: 1 to 1,000,000 calendar days, ending with `until`. Rows dated later are left out.
+    - `until`: the last day; None for today in UTC by the server's clock, as of the transaction's start.
 
     Returns one `JobStats` a row: newest day first, then by marketplace (alphabetically), then by action type.
 
-    Raises ValueError, before anything is sent, if an argument is none of the above; psycopg's errors pass through.
+    Raises TypeError if `conn` is no such connection, and ValueError if an argument is none of the above, before
+    anything is sent; psycopg's errors pass through.
     """
-    query, params = _queries.get_stats(schema=schema, marketplace=marketplace, action_type_id=action_type_id, days=days)
-    return Cursor(conn, row_factory=args_row(_queries.job_stats)).execute(query, params, binary=True).fetchall()
+    check(conn, Connection)
+    query, params = _queries.get_stats(
+        schema=schema, marketplace=marketplace, action_type_id=action_type_id, days=days, until=until
+    )
+    return _Cursor(conn, row_factory=_queries.JOB_STATS).execute(query, params, binary=True).fetchall()
 
 
-def get_summary(conn: Connection[Any], *, schema: str, days: int = 7) -> list[MarketplaceSummary]:
+def get_summary(
+    conn: Connection[Any],
+    *,
+    schema: str,
+    marketplace: Marketplace | str | None = None,
+    action_type_id: int | None = None,
+    days: int = 7,
+    until: datetime.date | None = None,
+) -> list[MarketplaceSummary]:
     """Add up the last days of the tenant's `marketplace_job_stats`, marketplace by marketplace.
 
-    - `schema`: as for `update_job_stats`.
-    - `days`: as for `get_stats`.
+    - `schema`, `marketplace`, `action_type_id`, `days`, `until`: as for `get_stats`.
 
-    Returns one `MarketplaceSummary` for each member of `Marketplace`, those without jobs too, in alphabetical order.
+    Returns one `MarketplaceSummary` for each marketplace asked for, those without jobs too, in alphabetical order.
 
     `avg_duration_ms` is the mean of all durations of the rows, computed from their sums and rounded half up; None if
     there are none. A row that code from before counted in last is taken as average times jobs (see `update_job_stats`).
 
-    Raises ValueError, before anything is sent, if an argument is none of the above; psycopg's errors pass through.
+    Raises TypeError if `conn` is no such connection, and ValueError if an argument is none of the above, before
+    anything is sent; psycopg's errors pass through.
     """
-    query, params = _queries.get_summary(schema=schema, days=days)
-    return (
-        Cursor(conn, row_factory=args_row(_queries.marketplace_summary)).execute(query, params, binary=True).fetchall()
+    check(conn, Connection)
+    query, params = _queries.get_summary(
+        schema=schema, marketplace=marketplace, action_type_id=action_type_id, days=days, until=until
     )
+    cursor = _Cursor(conn, row_factory=_queries.MARKETPLACE_SUMMARY).execute(query, params, binary=True)
+    return _queries.each_marketplace(cursor.fetchall(), marketplace)
+
+
+def get_platform_summary(
+    conn: Connection[Any], *, days: int = 7, until: datetime.date | None = None
+) -> list[PlatformSummary]:
+    """Add up the last days of all tenants, marketplace by marketplace.
+
+    - `days`, `until`: as for `get_stats`.
+
+    Returns one `PlatformSummary` for each member of `Marketplace`, those without jobs too, in alphabetical order.
+    Tenants that cannot be read are skipped, and their number is told: those that are not migrated yet, that have no
+    such table, that the role may not read, or whose table may run code of its owner's when it is read.
+
+    One SELECT of `job_stats.platform_summary`, for which docs/ecosystem.md has the grants.
+
+    Raises TypeError if `conn` is no such connection, and ValueError if an argument is none of the above, before
+    anything is sent; psycopg's errors pass through.
+    """
+    check(conn, Connection)
+    query, params = _queries.get_platform_summary(days=days, until=until)
+    return _Cursor(conn, row_factory=_queries.PLATFORM_SUMMARY).execute(query, params, binary=True).fetchall()

@@ -13,17 +13,23 @@ class Marketplace(StrEnum):
     ETSY = "etsy"
 
 
-class _SuccessRate:
+class _Rates:
     """What follows from the counts of whoever has them."""
 
     __slots__ = ()
     total_jobs: int
     success_count: int
+    failure_count: int
 
     @property
     def success_rate(self) -> float:
         """Successes per job, from 0.0 to 1.0; 0.0 if there were no jobs."""
         return self.success_count / self.total_jobs if self.total_jobs else 0.0
+
+    @property
+    def failure_rate(self) -> float:
+        """Failures per job, from 0.0 to 1.0; 0.0 if there were no jobs."""
+        return self.failure_count / self.total_jobs if self.total_jobs else 0.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,30 +44,53 @@ class JobOutcome:
 
 
 @dataclass(frozen=True, slots=True)
-class JobStats(_SuccessRate):
-    """One row of `marketplace_job_stats`: the jobs of one action type on one marketplace and day."""
+class JobStats(_Rates):
+    """One row of `marketplace_job_stats`: the jobs of one action type on one marketplace and day.
+
+    - `date`: the day counted, in UTC unless the writer said otherwise.
+    - `avg_duration_ms`: the mean of the durations, in whole milliseconds, at most 2^31 - 1; None while no job of the
+      row had one.
+    - `created_at`: when the row was inserted; always aware, in the time zone of the session that read it. What Python
+      cannot hold, such as infinity, is read as the first or last day that it can.
+    - `success_rate`, `failure_rate`: per job, from 0.0 to 1.0. Without jobs, both are 0.0: so alert on
+      `failure_rate > …`, which an idle tenant does not fire. They are properties: `dataclasses.asdict`, and what builds
+      on fields as pydantic does, leave them out.
+    """
 
     id: int
     action_type_id: int
     marketplace: Marketplace
     date: datetime.date
-    """The day counted, in UTC unless the writer said otherwise."""
     total_jobs: int
     success_count: int
     failure_count: int
     avg_duration_ms: int | None
-    """Mean of the durations, in whole milliseconds, at most 2^31 - 1; None while no job of the row had one."""
     created_at: datetime.datetime
-    """When the row was inserted; always aware, in the time zone of the session that read it."""
 
 
 @dataclass(frozen=True, slots=True)
-class MarketplaceSummary(_SuccessRate):
-    """The jobs of one marketplace, of all action types, over some days."""
+class MarketplaceSummary(_Rates):
+    """The jobs of one marketplace over some days; rates and the average are those of `JobStats`."""
 
     marketplace: Marketplace
     total_jobs: int
     success_count: int
     failure_count: int
     avg_duration_ms: int | None
-    """Mean of the durations, in whole milliseconds; None if no job had one."""
+
+
+@dataclass(frozen=True, slots=True)
+class PlatformSummary(_Rates):
+    """The jobs of one marketplace in all tenants over some days; rates and the average are those of `JobStats`.
+
+    - `tenants`: how many had jobs there.
+    - `tenants_skipped`: how many could not be read, and so are in no sum; the same in each row.
+    """
+
+    marketplace: Marketplace
+    tenants: int
+    total_jobs: int
+    success_count: int
+    failure_count: int
+    avg_duration_ms: int | None
+    tenants_skipped: int

@@ -3,16 +3,18 @@
 import datetime
 import inspect
 from collections.abc import Callable, Iterable
-from contextlib import nullcontext
 from typing import Any, TypeVar
 
-from psycopg import AsyncConnection, AsyncCursor
-from psycopg.rows import args_row
+from psycopg import AsyncConnection, AsyncRawCursor
+from psycopg.adapt import AdaptersMap
+from psycopg.pq import PipelineStatus
+from psycopg.rows import Row
 
 from stats_lib import _queries, _sync
-from stats_lib._types import JobOutcome, JobStats, Marketplace, MarketplaceSummary
+from stats_lib._connections import check
+from stats_lib._types import JobOutcome, JobStats, Marketplace, MarketplaceSummary, PlatformSummary
 
-__all__ = ["get_stats", "get_summary", "update_job_stats", "update_job_stats_batch"]
+__all__ = ["get_platform_summary", "get_stats", "get_summary", "update_job_stats", "update_job_stats_batch"]
 
 _Function = TypeVar("_Function", bound=Callable[..., Any])
 
@@ -27,6 +29,13 @@ def _like(sync: Callable[..., object]) -> Callable[[_Function], _Function]:
     return document
 
 
+class _Cursor(AsyncRawCursor[Row]):
+    """A cursor that knows the types of the library, and no others."""
+
+    __slots__ = ()
+    adapters: AdaptersMap = _queries.ADAPTERS  # otherwise the connection's
+
+
 @_like(_sync.update_job_stats)
 async def update_job_stats(
     conn: AsyncConnection[Any],
@@ -39,7 +48,8 @@ async def update_job_stats(
     date: datetime.date | None = None,
 ) -> None:
     """`stats_lib.update_job_stats`, to be awaited."""
-    query, params = _queries.update_job_stats(
+    check(conn, AsyncConnection)
+    update, upsert, params = _queries.update_job_stats(
         schema=schema,
         action_type_id=action_type_id,
         marketplace=marketplace,
@@ -47,18 +57,21 @@ async def update_job_stats(
         duration=duration,
         date=date,
     )
-    await AsyncCursor(conn).execute(query, params)
+    cursor = _Cursor(conn)
+    if conn.pgconn.pipeline_status == PipelineStatus.OFF:
+        await cursor.execute(update, params)
+        if await cursor.fetchone():
+            return
+    await cursor.execute(upsert, params)
 
 
 @_like(_sync.update_job_stats_batch)
 async def update_job_stats_batch(conn: AsyncConnection[Any], *, schema: str, outcomes: Iterable[JobOutcome]) -> None:
     """`stats_lib.update_job_stats_batch`, to be awaited."""
-    statements = _queries.update_job_stats_batch(schema=schema, outcomes=outcomes)
-    if not statements:
-        return
-    async with conn.transaction() if conn.autocommit else nullcontext():
-        for query, params in statements:
-            await AsyncCursor(conn).execute(query, params)
+    check(conn, AsyncConnection)
+    statement = _queries.update_job_stats_batch(schema=schema, outcomes=outcomes)
+    if statement is not None:
+        await _Cursor(conn).execute(statement, prepare=False)
 
 
 @_like(_sync.get_stats)
@@ -69,18 +82,42 @@ async def get_stats(
     marketplace: Marketplace | str | None = None,
     action_type_id: int | None = None,
     days: int = 7,
+    until: datetime.date | None = None,
 ) -> list[JobStats]:
     """`stats_lib.get_stats`, to be awaited."""
-    query, params = _queries.get_stats(schema=schema, marketplace=marketplace, action_type_id=action_type_id, days=days)
-    return await (
-        await AsyncCursor(conn, row_factory=args_row(_queries.job_stats)).execute(query, params, binary=True)
-    ).fetchall()
+    check(conn, AsyncConnection)
+    query, params = _queries.get_stats(
+        schema=schema, marketplace=marketplace, action_type_id=action_type_id, days=days, until=until
+    )
+    return await (await _Cursor(conn, row_factory=_queries.JOB_STATS).execute(query, params, binary=True)).fetchall()
 
 
 @_like(_sync.get_summary)
-async def get_summary(conn: AsyncConnection[Any], *, schema: str, days: int = 7) -> list[MarketplaceSummary]:
+async def get_summary(
+    conn: AsyncConnection[Any],
+    *,
+    schema: str,
+    marketplace: Marketplace | str | None = None,
+    action_type_id: int | None = None,
+    days: int = 7,
+    until: datetime.date | None = None,
+) -> list[MarketplaceSummary]:
     """`stats_lib.get_summary`, to be awaited."""
-    query, params = _queries.get_summary(schema=schema, days=days)
+    check(conn, AsyncConnection)
+    query, params = _queries.get_summary(
+        schema=schema, marketplace=marketplace, action_type_id=action_type_id, days=days, until=until
+    )
+    cursor = await _Cursor(conn, row_factory=_queries.MARKETPLACE_SUMMARY).execute(query, params, binary=True)
+    return _queries.each_marketplace(await cursor.fetchall(), marketplace)
+
+
+@_like(_sync.get_platform_summary)
+async def get_platform_summary(
+    conn: AsyncConnection[Any], *, days: int = 7, until: datetime.date | None = None
+) -> list[PlatformSummary]:
+    """`stats_lib.get_platform_summary`, to be awaited."""
+    check(conn, AsyncConnection)
+    query, params = _queries.get_platform_summary(days=days, until=until)
     return await (
-        await AsyncCursor(conn, row_factory=args_row(_queries.marketplace_summary)).execute(query, params, binary=True)
+        await _Cursor(conn, row_factory=_queries.PLATFORM_SUMMARY).execute(query, params, binary=True)
     ).fetchall()

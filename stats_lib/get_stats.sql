@@ -1,41 +1,23 @@
--- Reads the last `days` calendar days, today (UTC) included and nothing later.
+-- Reads the last `days` calendar days up to and including `until` (today in UTC if that is NULL), and nothing later.
 --
--- In the unique key (action_type_id, marketplace, date) the day comes last: it serves one action type and marketplace
--- at a time. So action_types goes from each action type to the next, by one look-up each, and OFFSET 0 has the days of
--- each looked up by themselves. Without, PostgreSQL before 18 reads the whole table, which grows for ever.
-WITH RECURSIVE action_types (id) AS (
-    SELECT pg_catalog.min(action_type_id)
-    FROM {table}
-    WHERE action_type_id BETWEEN %(first_action_type_id)s AND %(last_action_type_id)s
-    UNION ALL
-    SELECT (
-        SELECT pg_catalog.min(action_type_id)
-        FROM {table}
-        WHERE action_type_id > action_types.id AND action_type_id <= %(last_action_type_id)s
-    )
-    FROM action_types
-    WHERE action_types.id < %(last_action_type_id)s -- not so after the last one, NULL
-)
-
-SELECT stats.*
-FROM action_types
-CROSS JOIN pg_catalog.unnest(%(marketplaces)s::pg_catalog.text[]) AS marketplaces (marketplace)
-CROSS JOIN LATERAL (
-    SELECT
-        id,
-        action_type_id,
-        marketplace,
-        date,
-        total_jobs,
-        success_count,
-        failure_count,
-        avg_duration_ms,
-        created_at
-    FROM {table}
-    WHERE action_type_id = action_types.id
-        AND marketplace::pg_catalog.text = marketplaces.marketplace
-        AND date > (pg_catalog.now() AT TIME ZONE 'UTC')::pg_catalog.date - %(days)s::integer
-        AND date <= (pg_catalog.now() AT TIME ZONE 'UTC')::pg_catalog.date
-    OFFSET 0
-) AS stats
+-- Columns are cast, so that ALTER TABLE ... TYPE bigint does not break prepared statements. 0021's index by day finds the
+-- rows; with an action type, the unique key does.
+SELECT
+    stats.id::bigint AS id,
+    stats.action_type_id::bigint AS action_type_id,
+    stats.marketplace::pg_catalog.text AS marketplace,
+    stats.date::pg_catalog.date AS date,
+    stats.total_jobs::bigint AS total_jobs,
+    stats.success_count::bigint AS success_count,
+    stats.failure_count::bigint AS failure_count,
+    stats.avg_duration_ms::bigint AS avg_duration_ms,
+    greatest( -- within what Python's datetime can hold, in any time zone
+        least(stats.created_at, '9999-12-30 00:00+00'), '0001-01-02 00:00+00'
+    )::pg_catalog.timestamptz AS created_at
+FROM {table} AS stats
+WHERE stats.date > coalesce(%(until)s::pg_catalog.date, (pg_catalog.now() AT TIME ZONE 'UTC')::pg_catalog.date)
+    - %(days)s::integer
+    AND stats.date <= coalesce(%(until)s::pg_catalog.date, (pg_catalog.now() AT TIME ZONE 'UTC')::pg_catalog.date)
+    AND stats.marketplace::pg_catalog.text = ANY (%(marketplaces)s::pg_catalog.text[])
+    {of_action_type}
 ORDER BY stats.date DESC, stats.marketplace, stats.action_type_id

@@ -232,8 +232,8 @@ def test_only_rows_take_ids(conn: Connection) -> None:
 def test_the_key_finds_the_row(conn: Connection, plan: str) -> None:
     """Of 10,000 rows just the one that counts the job is read, whether or not the statement is planned anew."""
     conn.execute(
-        "INSERT INTO user_1.marketplace_job_stats (action_type_id, marketplace, date)"
-        " SELECT action, 'ebay', %s::date - age FROM generate_series(1, 100) AS action, generate_series(0, 99) AS age",
+        "INSERT INTO user_1.marketplace_job_stats (action_type_id, marketplace, date, untimed_jobs, total_duration_ms)"
+        " SELECT action, 'ebay', %s::date - age, 0, 0 FROM generate_series(1, 100) AS action, generate_series(0, 99) AS age",
         [DAY],
     )
     conn.execute("ANALYZE user_1.marketplace_job_stats")
@@ -712,8 +712,8 @@ def test_prepared_statements(conn: Connection) -> None:
     assert [1.0] == [row.success_rate for row in read(conn, schema="user_1")]
     assert [0.0] == [row.success_rate for row in read(conn, schema="user_2")]
     prepared = conn.execute(
-        "SELECT count(*) FILTER (WHERE statement ~ 'INSERT INTO .user_1'),"
-        " count(*) FILTER (WHERE statement ~ 'INSERT INTO .user_2'),"
+        "SELECT count(*) FILTER (WHERE statement ~ 'UPDATE .user_1'),"
+        " count(*) FILTER (WHERE statement ~ 'UPDATE .user_2'),"
         " count(*) FILTER (WHERE statement ~ 'FROM .user_1') FROM pg_prepared_statements"
     ).fetchone()
     assert (1, 1, 1) == prepared

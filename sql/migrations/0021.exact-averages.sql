@@ -1,13 +1,17 @@
--- Every tenant: marketplace_job_stats gets what an exact avg_duration_ms needs, the sum of the durations.
+-- Every tenant: marketplace_job_stats gets what stats_lib needs: the sum of the durations, for an exact avg_duration_ms,
+-- and an index by day, for reading.
 --
 -- A running average of whole milliseconds drifts (legacy code truncates it at each job) or freezes (rounded, 1,000 jobs
 -- do not follow a shift of less than half a second). With the sum, stats_lib keeps it equal to the rounded true mean.
 -- Both columns are NULL until stats_lib counts the row's next job, which starts from the row's average and counts; no
 -- existing column changes, and the legacy view does not show them. How old code's changes are noticed is told in
--- stats_lib/update_job_stats.sql.
+-- stats_lib/is_believed.sql.
 --
--- Locks, per tenant: its table, ACCESS EXCLUSIVE, for a change of the catalog: no row is read or written. Attempt n
--- waits n * 100 ms for it at most. Undone by the rollback file, which leaves the average as it is.
+-- The index has the marketplace, too, so that it goes with that column, whatever a clone's is called; and so that the
+-- unique key is what serves a single action type. Its name is none that a tenant's index gets when it is renamed.
+--
+-- Locks, per tenant: its table, ACCESS EXCLUSIVE, for a change of the catalog and one index build. No row is written.
+-- Attempt n waits n * 100 ms for it at most. Undone by the rollback file, which leaves the average as it is.
 --
 -- depends: 0020.marketplace-job-stats
 -- transactional: false
@@ -30,6 +34,8 @@ CALL tenancy.for_each_tenant(
         ALTER TABLE marketplace_job_stats
             ADD COLUMN untimed_jobs integer, -- how many of total_jobs have no duration
             ADD COLUMN total_duration_ms bigint; -- of all others
+
+        CREATE INDEX ix_stats_lib_date_marketplace ON marketplace_job_stats (date, marketplace);
     $tenant$
 );
 
