@@ -79,8 +79,14 @@ def _is_marketplace(node: object) -> bool:
 def problems(file: str, text: str) -> Iterator[str]:
     """What pgspot cannot see: in a migration, what it runs in tenants; in stats_lib, all."""
     if "stats_lib" in Path(file).parts:
+        # As psycopg sends it: parameters, a table, and other files' text in places of a query or an expression.
         statement = re.sub(r"%\(\w+\)s", "$1", text).replace("{table}", "s.marketplace_job_stats")
-        statement = re.sub(r"\{(job|excluded)_added\}", "SELECT 1, 1, 1, 1, 1, 1", statement).replace("{jobs}", "job")
+        statement = re.sub(r"\{(durations|job_added|excluded_added)\}", "SELECT 1, 1, 1, 1, 1, 1", statement)
+        statement = re.sub(r"\{(is_believed|of_action_type)\}", "true", statement).replace("{jobs}", "job")
+        if block := re.search(r"DO \$batch\$(.*)\$batch\$", statement, re.DOTALL):
+            query = re.search(r"\bIN(\s+SELECT\b.*?)\s+LOOP\b", block[1], re.DOTALL)
+            assert query, "a DO block of ours is one loop"
+            statement = query[1]
         names = _Names(in_tenant=False)
         names(parse_sql(statement))
         yield from names.found

@@ -35,8 +35,8 @@ _STORED = {member.value.encode(): member for member in Marketplace}
 _MEMBERS = {member.value: member for member in Marketplace}
 _TEXT = re.compile(r"[^\0\ud800-\udfff]+")  # UTF-8 has no surrogates
 
+Query = bytes | sql.SQL
 Params = tuple[str | None, ...]
-Statement = tuple[sql.SQL, Params]
 
 
 class _MarketplaceLoader(Loader):
@@ -73,16 +73,21 @@ def _table(schema: str) -> str:
     return sql.Identifier(schema, "marketplace_job_stats").as_string(None)
 
 
-def _statement(text: str, names: Sequence[str]) -> Callable[[str], sql.SQL]:
-    """The statement for a schema, whose table it puts in; it keeps the last 128.
+def _numbered(text: str, names: Sequence[str]) -> str:
+    """The same, with its %(parameters)s numbered in the order of `names`, as PostgreSQL has them."""
+    return re.sub(r"%\((\w+)\)s", lambda found: f"${names.index(found[1]) + 1}", text)
 
-    Its %(parameters)s are numbered in the order of `names`, as PostgreSQL has them.
+
+def _in_schema(*texts: str) -> Callable[[str], tuple[Query, ...]]:
+    """The statements for a schema, whose table it puts in; it keeps those of the last 128.
+
+    As bytes, if any client_encoding gives the same.
     """
-    text = re.sub(r"%\((\w+)\)s", lambda found: f"${names.index(found[1]) + 1}", text)
 
     @lru_cache(maxsize=128)
-    def in_schema(schema: str) -> sql.SQL:
-        return sql.SQL(text.replace("{table}", _table(schema)))
+    def in_schema(schema: str) -> tuple[Query, ...]:
+        made = [text.replace("{table}", _table(schema)) for text in texts]
+        return tuple(text.encode() if text.isascii() else sql.SQL(text) for text in made)
 
     return in_schema
 
@@ -102,19 +107,25 @@ _UPSERT = _text(
     "upsert_job_stats",
     **{f"{jobs}_added": _text("add_to_row", jobs=jobs, durations=_DURATIONS) for jobs in ("job", "excluded")},
 )
-_UPDATE_JOB_STATS = _statement(_text("update_job_stats", is_believed=_IS_BELIEVED), _KEY_AND_SUMS)
-_UPSERT_JOB_STATS = _statement(_UPSERT, _KEY_AND_SUMS)
+_UPDATE_AND_UPSERT = _in_schema(
+    _numbered(_text("update_job_stats", is_believed=_IS_BELIEVED), _KEY_AND_SUMS), _numbered(_UPSERT, _KEY_AND_SUMS)
+)
 _UPDATE_JOB_STATS_BATCH = _text(
     "update_job_stats_batch", upsert_job_stats=re.sub(r"%\((\w+)\)s", r"counted.\1", _UPSERT)
 )
 _READ = "days", "until", "marketplaces", "action_type_id"
-_OF_ACTION_TYPE = "AND stats.action_type_id = %(action_type_id)s::integer"
+_OF_ACTION_TYPE = "stats.action_type_id = %(action_type_id)s::integer"
 # Without an action type, and with.
-_GET_STATS = [_statement(_text("get_stats", of_action_type=only), _READ) for only in ("", _OF_ACTION_TYPE)]
-_GET_SUMMARY = [
-    _statement(_text("get_summary", of_action_type=only, durations=_DURATIONS), _READ) for only in ("", _OF_ACTION_TYPE)
-]
-_GET_PLATFORM_SUMMARY = _statement(_text("get_platform_summary"), _READ)
+_GET_STATS, _GET_SUMMARY = (
+    _in_schema(
+        *(
+            _numbered(_text(name, of_action_type=only, durations=_DURATIONS), _READ)
+            for only in ("true", _OF_ACTION_TYPE)
+        )
+    )
+    for name in ("get_stats", "get_summary")
+)
+_GET_PLATFORM_SUMMARY = _numbered(_text("get_platform_summary"), _READ).encode()
 
 
 def update_job_stats(
@@ -125,14 +136,14 @@ def update_job_stats(
     success: bool,
     duration: datetime.timedelta | None,
     date: datetime.date | None,
-) -> tuple[sql.SQL, sql.SQL, Params]:
+) -> tuple[Query, Query, Params]:
     """Check the arguments of `stats_lib.update_job_stats`; return what to try first, what else, and their parameters.
 
     Raises ValueError, as all of these do, if an argument can never be right.
     """
-    _schema(schema)
-    job = _job(action_type_id, marketplace, success, duration, date)
-    return _UPDATE_JOB_STATS(schema), _UPSERT_JOB_STATS(schema), tuple(None if it is None else str(it) for it in job)
+    update, upsert = _UPDATE_AND_UPSERT(_schema(schema))
+    id_, name, day, _, successes, timed, ms = _job(action_type_id, marketplace, success, duration, date)
+    return update, upsert, (str(id_), name, day, "1", str(successes), str(timed), str(ms))
 
 
 def update_job_stats_batch(*, schema: str, outcomes: Iterable[JobOutcome]) -> sql.SQL | None:
@@ -174,7 +185,7 @@ def get_stats(
     action_type_id: int | None,
     days: int,
     until: datetime.date | None,
-) -> Statement:
+) -> tuple[Query, Params]:
     """Check the arguments of `stats_lib.get_stats`; return its statement and parameters."""
     return _read(_GET_STATS, schema, marketplace, action_type_id, days, until)
 
@@ -186,14 +197,14 @@ def get_summary(
     action_type_id: int | None,
     days: int,
     until: datetime.date | None,
-) -> Statement:
+) -> tuple[Query, Params]:
     """Check the arguments of `stats_lib.get_summary`; return its statement and parameters."""
     return _read(_GET_SUMMARY, schema, marketplace, action_type_id, days, until)
 
 
-def get_platform_summary(*, days: int, until: datetime.date | None) -> Statement:
+def get_platform_summary(*, days: int, until: datetime.date | None) -> tuple[Query, Params]:
     """Check the arguments of `stats_lib.get_platform_summary`; return its statement and parameters."""
-    return _GET_PLATFORM_SUMMARY(""), (str(_days(days)), _date("until", until))
+    return _GET_PLATFORM_SUMMARY, (str(_days(days)), _date("until", until))
 
 
 _Row = TypeVar("_Row")
@@ -229,17 +240,16 @@ def each_marketplace(
 
 
 def _read(
-    statements: Sequence[Callable[[str], sql.SQL]],
+    in_schema: Callable[[str], tuple[Query, ...]],
     schema: str,
     marketplace: Marketplace | str | None,
     action_type_id: int | None,
     days: int,
     until: datetime.date | None,
-) -> Statement:
+) -> tuple[Query, Params]:
     params = str(_days(days)), _date("until", until), _array(_marketplaces(marketplace))
-    if action_type_id is None:
-        return statements[0](_schema(schema)), params
-    return statements[1](_schema(schema)), (*params, str(_action_type_id(action_type_id)))
+    of_all, of_one = in_schema(_schema(schema))
+    return (of_all, params) if action_type_id is None else (of_one, (*params, str(_action_type_id(action_type_id))))
 
 
 def _job(
@@ -264,8 +274,13 @@ def _job(
     )
 
 
+@lru_cache(maxsize=128)
+def _is_name(schema: str) -> bool:
+    return bool(_TEXT.fullmatch(schema)) and len(schema.encode()) <= MAX_SCHEMA_BYTES
+
+
 def _schema(schema: str) -> str:
-    if not isinstance(schema, str) or not _TEXT.fullmatch(schema) or len(schema.encode()) > MAX_SCHEMA_BYTES:
+    if not isinstance(schema, str) or not _is_name(schema):
         raise _refusal("schema", schema, f"a name of 1 to {MAX_SCHEMA_BYTES} bytes in UTF-8, none of them NUL")
     return schema
 

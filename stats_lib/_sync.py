@@ -68,7 +68,7 @@ def update_job_stats(
     cursor = _Cursor(conn)
     if conn.pgconn.pipeline_status == PipelineStatus.OFF:
         cursor.execute(update, params)
-        if cursor.fetchone():
+        if cursor.rowcount == 1 or (cursor.rowcount < 0 and cursor.fetchone()):  # < 0: a pipeline began meanwhile
             return
     cursor.execute(upsert, params)
 

@@ -60,7 +60,7 @@ async def update_job_stats(
     cursor = _Cursor(conn)
     if conn.pgconn.pipeline_status == PipelineStatus.OFF:
         await cursor.execute(update, params)
-        if await cursor.fetchone():
+        if cursor.rowcount == 1 or (cursor.rowcount < 0 and await cursor.fetchone()):  # < 0: a pipeline began meanwhile
             return
     await cursor.execute(upsert, params)
 

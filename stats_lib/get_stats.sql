@@ -1,6 +1,6 @@
 -- Reads the last `days` calendar days up to and including `until` (today in UTC if that is NULL), and nothing later.
 --
--- Columns are cast, so that ALTER TABLE ... TYPE bigint does not break prepared statements. 0021's index by day finds the
+-- Columns are cast, so that ALTER TABLE ... TYPE bigint breaks no prepared statement. 0021's index by day finds the
 -- rows; with an action type, the unique key does.
 SELECT
     stats.id::bigint AS id,
@@ -19,5 +19,5 @@ WHERE stats.date > coalesce(%(until)s::pg_catalog.date, (pg_catalog.now() AT TIM
     - %(days)s::integer
     AND stats.date <= coalesce(%(until)s::pg_catalog.date, (pg_catalog.now() AT TIME ZONE 'UTC')::pg_catalog.date)
     AND stats.marketplace::pg_catalog.text = ANY (%(marketplaces)s::pg_catalog.text[])
-    {of_action_type}
+    AND {of_action_type}
 ORDER BY stats.date DESC, stats.marketplace, stats.action_type_id

@@ -13,5 +13,5 @@ WHERE stats.date > coalesce(%(until)s::pg_catalog.date, (pg_catalog.now() AT TIM
     - %(days)s::integer
     AND stats.date <= coalesce(%(until)s::pg_catalog.date, (pg_catalog.now() AT TIME ZONE 'UTC')::pg_catalog.date)
     AND stats.marketplace::pg_catalog.text = ANY (%(marketplaces)s::pg_catalog.text[])
-    {of_action_type}
+    AND {of_action_type}
 GROUP BY stats.marketplace

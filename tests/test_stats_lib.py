@@ -233,7 +233,8 @@ def test_the_key_finds_the_row(conn: Connection, plan: str) -> None:
     """Of 10,000 rows just the one that counts the job is read, whether or not the statement is planned anew."""
     conn.execute(
         "INSERT INTO user_1.marketplace_job_stats (action_type_id, marketplace, date, untimed_jobs, total_duration_ms)"
-        " SELECT action, 'ebay', %s::date - age, 0, 0 FROM generate_series(1, 100) AS action, generate_series(0, 99) AS age",
+        " SELECT action, 'ebay', %s::date - age, 0, 0"
+        " FROM generate_series(1, 100) AS action, generate_series(0, 99) AS age",
         [DAY],
     )
     conn.execute("ANALYZE user_1.marketplace_job_stats")

@@ -62,11 +62,12 @@ def migrated_database(server: Server, name: str) -> Iterator[str]:
 
 
 def lay_rows(conn: Connection, writers: int = 1) -> None:
-    """Have today's rows of each writer, and no others, at zero."""
+    """Have today's rows of each writer, and no others, at zero, as the library leaves them."""
     conn.execute(f"TRUNCATE {SCHEMA}.marketplace_job_stats")
     conn.execute(
-        f"INSERT INTO {SCHEMA}.marketplace_job_stats (action_type_id, marketplace, date)"
-        " SELECT action, marketplace, (now() AT TIME ZONE 'UTC')::date"
+        f"INSERT INTO {SCHEMA}.marketplace_job_stats"
+        " (action_type_id, marketplace, date, untimed_jobs, total_duration_ms)"
+        " SELECT action, marketplace, (now() AT TIME ZONE 'UTC')::date, 0, 0"
         " FROM generate_series(0, %s) AS action, unnest(%s::text[]) AS marketplace",
         [writers * ACTION_TYPES - 1, list(Marketplace)],
     )

@@ -13,6 +13,7 @@ from dataclasses import asdict
 from functools import partial
 from pathlib import Path
 
+import psycopg
 from sqlalchemy import func, select
 from sqlalchemy.dialects.postgresql import insert
 from sqlalchemy.orm import Session
@@ -45,12 +46,14 @@ PGBENCH_CALL = r"""
 \set duration_ms random(0, 5000)
 {statement};
 """
-PGBENCH_PARAMETERS = {
-    "action_type_id": ":action_type_id::integer",
-    "marketplace": "(ARRAY['vinted', 'ebay', 'etsy'])[:marketplace]",
-    "success": "(:tenth > 1)",
-    "duration_ms": ":duration_ms::bigint",
-    "date": "NULL::date",
+PGBENCH_PARAMETERS = {  # of the statement's, in their order
+    "$1": ":action_type_id",
+    "$2": "(ARRAY['vinted', 'ebay', 'etsy'])[:marketplace]",
+    "$3": "NULL",
+    "$4": "1",
+    "$5": "(:tenth > 1)",
+    "$6": "1",
+    "$7": ":duration_ms",
 }
 
 
@@ -86,14 +89,25 @@ def stats_lib_calls(conn: Connection, outcomes: list[JobOutcome]) -> Calls:
 def bare_calls(conn: Connection, outcomes: list[JobOutcome]) -> Calls:
     """The library's statement and parameters, made beforehand, in psycopg's hands."""
     made = [_queries.update_job_stats(schema=SCHEMA, **asdict(job)) for job in outcomes]
-    statement = made[0][0].as_bytes(conn)
-    return [partial(conn.execute, statement, params) for _, params in made]
+    statement, cursor = made[0][0], psycopg.RawCursor(conn)
+    return [partial(cursor.execute, statement, params) for _, _, params in made]
 
 
 def plain_upsert_calls(conn: Connection, outcomes: list[JobOutcome]) -> Calls:
     """The usual upsert in psycopg's hands; it takes an id from the sequence at each call."""
-    made = [_queries.update_job_stats(schema=SCHEMA, **asdict(job)) for job in outcomes]
-    return [partial(conn.execute, PLAIN_UPSERT.encode(), params) for _, params in made]
+    return [
+        partial(
+            conn.execute,
+            PLAIN_UPSERT.encode(),
+            {
+                "action_type_id": job.action_type_id,
+                "marketplace": str(job.marketplace),
+                "success": job.success,
+                "duration_ms": milliseconds(job),
+            },
+        )
+        for job in outcomes
+    ]
 
 
 def orm_calls(session: Session, outcomes: list[JobOutcome]) -> Calls:
@@ -158,11 +172,12 @@ def pgbench(server: Server, database: str, *, calls: int, writers: int, commits:
     A script cannot leave its transaction open. So without `commits` each call is one, without BEGIN and COMMIT, whose
     end is not waited for.
     """
-    statement, _ = _queries.update_job_stats(schema=SCHEMA, **asdict(jobs(1)[0]))
+    statement, _, _ = _queries.update_job_stats(schema=SCHEMA, **asdict(jobs(1)[0]))
+    assert isinstance(statement, bytes)
     call = PGBENCH_CALL.format(
         last=ACTION_TYPES - 1,
         apart=0 if commits else ACTION_TYPES,
-        statement=statement.as_string(None) % PGBENCH_PARAMETERS,
+        statement=re.sub(r"\$\d", lambda found: PGBENCH_PARAMETERS[found[0]], statement.decode()),
     )
     command: list[str | Path] = [server.bin_dir / "pgbench", "--no-vacuum", "--protocol=prepared", "--file=-", database]
     each = max(1, calls // writers)

@@ -7,7 +7,7 @@
 -- tenancy.undo, what is dropped and renamed; in tenancy.renames_left, sequences that were in use, which the end of the
 -- run renames. Old code goes on through the view. Undone by the rollback file, which loses nothing.
 --
--- depends: 0011.version-0.1.0
+-- depends: 0012.platform-summary
 -- transactional: false
 
 SET statement_timeout = 0; -- a role's timeout would count for the whole CALL

@@ -1,5 +1,5 @@
--- Every tenant: marketplace_job_stats gets what stats_lib needs: the sum of the durations, for an exact avg_duration_ms,
--- and an index by day, for reading.
+-- Every tenant: marketplace_job_stats gets what stats_lib needs: the sum of the durations, for an exact
+-- avg_duration_ms, and an index by day, for reading.
 --
 -- A running average of whole milliseconds drifts (legacy code truncates it at each job) or freezes (rounded, 1,000 jobs
 -- do not follow a shift of less than half a second). With the sum, stats_lib keeps it equal to the rounded true mean.

@@ -1,0 +1,10 @@
+-- Drops what 0012 created. Refuses while a migration is applied to a tenant.
+
+SET LOCAL search_path = pg_catalog, pg_temp;
+
+CALL tenancy.refuse_while_needed();
+
+DROP FUNCTION job_stats.platform_summary;
+DROP FUNCTION job_stats.durations;
+DROP FUNCTION job_stats.is_mere_reader;
+DROP FUNCTION job_stats.readable;

@@ -1,0 +1,240 @@
+-- The sums of all tenants, in one SELECT, for any exporter or dashboard.
+--
+-- Undone by the rollback file.
+--
+-- depends: 0011.version-0.1.0
+
+SET LOCAL search_path = pg_catalog, pg_temp;
+
+-- The tables, of the tenants in `schemas`, that are migrated, that the current role may read, and that it can read
+-- without running code of somebody's who could not do as much itself.
+--
+-- Whoever reads a table runs what its owner hung on it, with the rights of whoever reads: policies, views, and, as soon
+-- as a query is planned, the expressions of indexes and statistics. So a table is read if its owner and its schema's
+-- could do all that the current role can: each is a superuser, that role, or a member of it. Another's is read only by
+-- a mere reader, and only if nothing of the kind hangs on it: which can change between this look and the reading.
+CREATE OR REPLACE FUNCTION job_stats.readable(schemas oid [], mere_reader boolean)
+RETURNS SETOF regclass
+LANGUAGE sql
+STABLE
+SET search_path = pg_catalog, pg_temp
+AS $function$
+    SELECT c.oid::regclass
+    FROM unnest(schemas) AS s (oid)
+    INNER JOIN pg_namespace AS n ON s.oid = n.oid
+    CROSS JOIN LATERAL (
+        SELECT t.*
+        FROM pg_class AS t
+        WHERE t.relnamespace = n.oid AND t.relname = 'marketplace_job_stats' AND t.relkind = 'r'
+        OFFSET 0 -- one look-up each
+    ) AS c
+    WHERE
+        has_schema_privilege(n.oid, 'USAGE')
+        AND 8 = (
+            SELECT count(*)
+            FROM pg_attribute AS a
+            WHERE
+                a.attrelid = c.oid
+                AND a.attnum > 0
+                AND CASE
+                    WHEN a.attname = 'date' THEN a.atttypid = 'date'::regtype
+                    WHEN a.attname = 'marketplace' THEN a.atttypid = 'varchar'::regtype
+                    WHEN a.attname IN (
+                        'total_jobs', 'success_count', 'failure_count',
+                        'avg_duration_ms', 'untimed_jobs', 'total_duration_ms'
+                    ) THEN a.atttypid IN ('integer'::regtype, 'bigint'::regtype)
+                END
+                AND a.attgenerated = ''
+                AND has_column_privilege(c.oid, a.attnum, 'SELECT')
+        )
+        AND CASE
+            WHEN pg_has_role(c.relowner, current_user, 'MEMBER') AND pg_has_role(n.nspowner, current_user, 'MEMBER')
+                THEN true
+            WHEN
+                (SELECT bool_and(o.rolsuper) FROM pg_roles AS o WHERE o.oid IN (c.relowner, n.nspowner))
+                THEN true
+            ELSE
+                mere_reader
+                AND NOT c.relrowsecurity
+                AND NOT c.relispartition
+                AND NOT EXISTS (
+                    SELECT FROM pg_index AS i
+                    WHERE i.indrelid = c.oid AND (i.indexprs IS NOT NULL OR i.indpred IS NOT NULL)
+                )
+                AND NOT EXISTS (SELECT FROM pg_statistic_ext AS e WHERE e.stxrelid = c.oid AND e.stxexprs IS NOT NULL)
+        END;
+$function$;
+
+-- Whether the current role may do little else than read: it is no superuser, makes no roles, owns nothing, and is a
+-- member of none but those that only read, too. And whether it sees what has been committed by now, not by the
+-- beginning of its transaction.
+CREATE OR REPLACE FUNCTION job_stats.is_mere_reader()
+RETURNS boolean
+LANGUAGE sql
+STABLE
+SET search_path = pg_catalog, pg_temp
+AS $function$
+    SELECT
+        current_setting('transaction_isolation') LIKE 'read %'
+        AND NOT EXISTS (
+            SELECT FROM pg_roles AS r
+            WHERE
+                pg_has_role(r.oid, 'MEMBER')
+                AND CASE
+                    WHEN r.rolname = current_user THEN r.rolsuper OR r.rolcreaterole
+                    ELSE r.rolname NOT IN (
+                        'pg_monitor', 'pg_read_all_data',
+                        'pg_read_all_settings', 'pg_read_all_stats', 'pg_stat_scan_tables'
+                    )
+                END
+        )
+        AND NOT EXISTS (SELECT FROM pg_class AS c WHERE c.relowner = current_user::regrole)
+        AND NOT EXISTS (SELECT FROM pg_namespace AS n WHERE n.nspowner = current_user::regrole);
+$function$;
+
+-- What stats_lib believes of the row `stats`: its timed jobs, and the sum of their durations. A text, so that a query
+-- has it inside, and not a call for each row. tests/test_platform.py compares it with stats_lib's.
+CREATE OR REPLACE FUNCTION job_stats.durations()
+RETURNS text
+LANGUAGE sql
+IMMUTABLE
+SET search_path = pg_catalog, pg_temp
+AS $function$
+    SELECT $durations$
+        SELECT
+            CASE
+                WHEN stats.avg_duration_ms IS NULL THEN 0
+                WHEN stats.untimed_jobs < stats.total_jobs THEN stats.total_jobs - stats.untimed_jobs
+                ELSE stats.total_jobs -- untimed_jobs is NULL, or has become impossible
+            END AS timed_jobs,
+            CASE
+                WHEN (CASE
+                    WHEN stats.total_jobs - stats.untimed_jobs > 0
+                        THEN
+                            stats.total_duration_ms IS NOT NULL -- which least() would pass over
+                            AND least(
+                                (stats.total_duration_ms + (stats.total_jobs - stats.untimed_jobs) / 2)
+                                / (stats.total_jobs - stats.untimed_jobs),
+                                2147483647
+                            ) = stats.avg_duration_ms
+                    ELSE
+                        stats.total_jobs - stats.untimed_jobs = 0
+                        AND stats.total_duration_ms = 0
+                        AND stats.avg_duration_ms IS NULL
+                END) THEN stats.total_duration_ms
+                WHEN stats.avg_duration_ms IS NULL THEN 0
+                WHEN stats.untimed_jobs < stats.total_jobs
+                    THEN stats.avg_duration_ms::bigint * (stats.total_jobs - stats.untimed_jobs)
+                ELSE stats.avg_duration_ms::bigint * stats.total_jobs
+            END AS total_duration_ms
+    $durations$;
+$function$;
+
+-- For each marketplace, those without jobs too: how many tenants had jobs there in the last days up to `until` (NULL:
+-- today in UTC), the sums, the mean of all durations in milliseconds; and how many tenants could not be read.
+--
+-- One transaction could not lock all tenants' tables, were there thousands. So a few are read at a time, in a block
+-- that ends with an error: with its subtransaction go its locks, while its variables stay. Where that fails for another
+-- reason, as for a table that is locked or dropped, they are read one by one, and those that fail are skipped, with a
+-- warning. Each block sees what is committed by then. The template is no customer.
+CREATE OR REPLACE FUNCTION job_stats.platform_summary(days integer DEFAULT 7, until date DEFAULT NULL)
+RETURNS TABLE (
+    marketplace text,
+    tenants bigint,
+    total_jobs bigint,
+    success_count bigint,
+    failure_count bigint,
+    avg_duration_ms bigint,
+    tenants_skipped bigint
+)
+LANGUAGE plpgsql
+SET search_path = pg_catalog, pg_temp
+SET constraint_exclusion = off -- which would run checks
+-- not on Citus: there, only the coordinator's own locks are waited for so briefly
+SET lock_timeout = '1s'
+AS $function$
+DECLARE
+    last_day constant date := coalesce(until, (now() AT TIME ZONE 'UTC')::date);
+    schemas constant oid[] := ARRAY(
+        SELECT t.schema_oid FROM tenancy.tenants AS t WHERE t.schema_name <> 'template_tenant' ORDER BY t.schema_oid
+    );
+    at_a_time constant integer := 20;
+    mere_reader constant boolean := job_stats.is_mere_reader();
+    size integer;
+    place integer := 1;
+    one_by_one_until integer := 0;
+    readable regclass[];
+    found jsonb;
+    sums jsonb := '[]';
+    not_skipped bigint := 0;
+BEGIN
+    IF (days BETWEEN 1 AND 1000000) IS NOT TRUE THEN
+        RAISE EXCEPTION 'days must be from 1 to 1000000, not %', days;
+    END IF;
+    WHILE place <= cardinality(schemas) LOOP
+        size := CASE WHEN place <= one_by_one_until THEN 1 ELSE at_a_time END;
+        BEGIN
+            readable := ARRAY(SELECT job_stats.readable(schemas[place:place + size - 1], mere_reader));
+            found := sums;
+            IF readable <> '{}' THEN
+                EXECUTE (
+                    SELECT
+                        'SELECT jsonb_agg(s) FROM (
+                            SELECT
+                                r.marketplace, sum(r.tenants) AS tenants, sum(r.total_jobs) AS total_jobs,
+                                sum(r.success_count) AS success_count, sum(r.failure_count) AS failure_count,
+                                sum(r.timed_jobs) AS timed_jobs, sum(r.total_duration_ms) AS total_duration_ms
+                            FROM (
+                                SELECT * FROM jsonb_to_recordset($1) AS j (
+                                    marketplace text, tenants bigint, total_jobs bigint, success_count bigint,
+                                    failure_count bigint, timed_jobs bigint, total_duration_ms numeric
+                                )'
+                        || string_agg(format(
+                            ' UNION ALL
+                            SELECT
+                                stats.marketplace::text, (sum(stats.total_jobs) > 0)::integer, sum(stats.total_jobs),
+                                sum(stats.success_count), sum(stats.failure_count), sum(d.timed_jobs),
+                                sum(d.total_duration_ms)
+                            FROM ONLY %s AS stats CROSS JOIN LATERAL (%s) AS d
+                            WHERE stats.date > $2 - $3 AND stats.date <= $2
+                            GROUP BY stats.marketplace', t.readable, job_stats.durations()
+                        ), '')
+                        || ') AS r GROUP BY r.marketplace
+                        ) AS s'
+                    FROM unnest(readable) AS t (readable)
+                ) INTO found USING sums, last_day, days;
+            END IF;
+            RAISE SQLSTATE 'JS000';
+        EXCEPTION
+            WHEN SQLSTATE 'JS000' THEN
+                sums := coalesce(found, '[]');
+                not_skipped := not_skipped + cardinality(readable);
+                place := place + size;
+            WHEN OTHERS THEN
+                IF size = 1 THEN
+                    RAISE WARNING '% is skipped: %', schemas[place]::regnamespace, SQLERRM;
+                    place := place + 1;
+                ELSE
+                    one_by_one_until := place + size - 1;
+                END IF;
+        END;
+    END LOOP;
+    RETURN QUERY
+    SELECT
+        m.name,
+        coalesce(s.tenants, 0),
+        coalesce(s.total_jobs, 0),
+        coalesce(s.success_count, 0),
+        coalesce(s.failure_count, 0),
+        round(s.total_duration_ms / nullif(s.timed_jobs, 0))::bigint,
+        cardinality(schemas) - not_skipped
+    FROM unnest(ARRAY['ebay', 'etsy', 'vinted']) AS m (name)
+    LEFT JOIN jsonb_to_recordset(sums) AS s (
+        marketplace text, tenants bigint, total_jobs bigint, success_count bigint,
+        failure_count bigint, timed_jobs bigint, total_duration_ms numeric
+    ) ON m.name = s.marketplace
+    ORDER BY m.name;
+END
+$function$;
+
+CALL tenancy.make_private('job_stats');
