@@ -44,7 +44,7 @@ def conn(migrated: Connection) -> Connection:
 
 def count(conn: Connection, schema: str, marketplace: str, *, success: bool = True, **more: Any) -> None:
     """Count a job of yesterday's, unless told otherwise."""
-    more = {"date": DAY, "duration": SECOND} | more
+    more = dict[str, Any](date=DAY, duration=SECOND) | more
     update_job_stats(conn, schema=schema, action_type_id=1, marketplace=marketplace, success=success, **more)
 
 
@@ -194,7 +194,7 @@ TRAPS = {
 }
 
 
-@pytest.fixture(params=TRAPS.values(), ids=TRAPS)
+@pytest.fixture(params=list(TRAPS.values()), ids=list(TRAPS))
 def trapped(empty: Connection, request: pytest.FixtureRequest) -> Connection:
     """Two migrated tenants of two owners, of which one has hung its code on its table, and has called it itself."""
     migrator = lay_out(empty, "member")

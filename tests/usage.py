@@ -5,7 +5,17 @@ from typing import Any, assert_type
 
 import psycopg
 
-from stats_lib import JobStats, Marketplace, MarketplaceSummary, aio, get_stats, get_summary, update_job_stats
+from stats_lib import (
+    JobStats,
+    Marketplace,
+    MarketplaceSummary,
+    PlatformSummary,
+    aio,
+    get_platform_summary,
+    get_stats,
+    get_summary,
+    update_job_stats,
+)
 
 HOUR = datetime.timedelta(hours=1)
 TODAY = datetime.date(2026, 1, 31)
@@ -30,7 +40,9 @@ def right(conn: psycopg.Connection, rows_are_dicts: psycopg.Connection[dict[str,
     assert_type(rows[0].avg_duration_ms, int | None)
     summary = get_summary(conn, schema="user_1", days=30)
     assert_type(summary, list[MarketplaceSummary])
-    assert_type(summary[0].success_rate, float)
+    assert_type(summary[0].failure_rate, float)
+    get_summary(conn, schema="user_1", marketplace="ebay", action_type_id=1, until=TODAY)
+    assert_type(get_platform_summary(conn, days=30, until=TODAY), list[PlatformSummary])
 
 
 async def right_async(conn: psycopg.AsyncConnection, rows_are_dicts: psycopg.AsyncConnection[dict[str, Any]]) -> None:
@@ -46,6 +58,7 @@ async def right_async(conn: psycopg.AsyncConnection, rows_are_dicts: psycopg.Asy
     )
     assert_type(await aio.get_stats(conn, schema="user_1", marketplace="ebay", action_type_id=1), list[JobStats])
     assert_type(await aio.get_summary(conn, schema="user_1"), list[MarketplaceSummary])
+    assert_type(await aio.get_platform_summary(conn), list[PlatformSummary])
 
 
 def wrong(conn: psycopg.Connection, row: JobStats, aconn: psycopg.AsyncConnection) -> None:
@@ -64,7 +77,8 @@ def wrong(conn: psycopg.Connection, row: JobStats, aconn: psycopg.AsyncConnectio
     get_stats(aconn, schema="user_1")  # type: ignore[arg-type]
     get_stats(conn, schema="user_1", days=HOUR)  # type: ignore[arg-type]
     get_stats(conn, schema="user_1", marketplace=["ebay"])  # type: ignore[arg-type]
-    get_summary(conn, schema="user_1", marketplace="ebay")  # type: ignore[call-arg]  # it has all of them
+    get_stats(conn, schema="user_1", until="2026-01-31")  # type: ignore[arg-type]
+    get_platform_summary(conn, schema="user_1")  # type: ignore[call-arg]  # it has all of them
     row.total_jobs = 2  # type: ignore[misc]  # frozen
     row["total_jobs"]  # type: ignore[index]
     row.avg_duration_ms + 1  # type: ignore[operator]  # may be None
