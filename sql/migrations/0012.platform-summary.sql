@@ -15,10 +15,12 @@ SET LOCAL search_path = pg_catalog, pg_temp;
 -- a mere reader, and only if nothing of the kind hangs on it: which can change between this look and the reading.
 CREATE OR REPLACE FUNCTION job_stats.readable(schemas oid [], mere_reader boolean)
 RETURNS SETOF regclass
-LANGUAGE sql
+LANGUAGE plpgsql -- which keeps its plan
 STABLE
 SET search_path = pg_catalog, pg_temp
 AS $function$
+BEGIN
+    RETURN QUERY
     SELECT c.oid::regclass
     FROM unnest(schemas) AS s (oid)
     INNER JOIN pg_namespace AS n ON s.oid = n.oid
@@ -63,6 +65,7 @@ AS $function$
                 )
                 AND NOT EXISTS (SELECT FROM pg_statistic_ext AS e WHERE e.stxrelid = c.oid AND e.stxexprs IS NOT NULL)
         END;
+END
 $function$;
 
 -- Whether the current role may do little else than read: it is no superuser, makes no roles, owns nothing, and is a
@@ -158,7 +161,7 @@ DECLARE
     schemas constant oid[] := ARRAY(
         SELECT t.schema_oid FROM tenancy.tenants AS t WHERE t.schema_name <> 'template_tenant' ORDER BY t.schema_oid
     );
-    at_a_time constant integer := 20;
+    at_a_time constant integer := 40;
     mere_reader constant boolean := job_stats.is_mere_reader();
     size integer;
     place integer := 1;
@@ -189,18 +192,25 @@ BEGIN
                                     marketplace text, tenants bigint, total_jobs bigint, success_count bigint,
                                     failure_count bigint, timed_jobs bigint, total_duration_ms numeric
                                 )'
+                        || ' UNION ALL
+                                SELECT
+                                    stats.marketplace::text,
+                                    count(DISTINCT stats.tenant) FILTER (WHERE stats.total_jobs > 0),
+                                    sum(stats.total_jobs), sum(stats.success_count), sum(stats.failure_count),
+                                    sum(d.timed_jobs), sum(d.total_duration_ms)
+                                FROM ('
                         || string_agg(format(
-                            ' UNION ALL
-                            SELECT
-                                stats.marketplace::text, (sum(stats.total_jobs) > 0)::integer, sum(stats.total_jobs),
-                                sum(stats.success_count), sum(stats.failure_count), sum(d.timed_jobs),
-                                sum(d.total_duration_ms)
-                            FROM ONLY %s AS stats CROSS JOIN LATERAL (%s) AS d
-                            WHERE stats.date > $2 - $3 AND stats.date <= $2
-                            GROUP BY stats.marketplace', t.readable, job_stats.durations()
-                        ), '')
-                        || ') AS r GROUP BY r.marketplace
-                        ) AS s'
+                            'SELECT
+                                %s AS tenant, t.marketplace, t.total_jobs, t.success_count, t.failure_count,
+                                t.avg_duration_ms, t.untimed_jobs, t.total_duration_ms
+                            FROM ONLY %s AS t WHERE t.date > $2 - $3 AND t.date <= $2',
+                            t.readable::oid, t.readable
+                        ), ' UNION ALL ')
+                        || format(
+                            ') AS stats CROSS JOIN LATERAL (%s) AS d GROUP BY stats.marketplace
+                            ) AS r GROUP BY r.marketplace
+                        ) AS s', job_stats.durations()
+                        )
                     FROM unnest(readable) AS t (readable)
                 ) INTO found USING sums, last_day, days;
             END IF;
