@@ -34,6 +34,7 @@ _MUTABLE = (  # functions that are not immutable: those that a counter or a time
     r"(NOW|(CLOCK|STATEMENT|TRANSACTION)_TIMESTAMP|TIMEOFDAY|RANDOM|GEN_RANDOM_UUID|NEXTVAL|CURRVAL|CURRENT_SETTING) \("
     r"|(CURRENT_(DATE|TIME|TIMESTAMP|USER|ROLE|SCHEMA)|SESSION_USER|LOCALTIME|LOCALTIMESTAMP)\b"
 )
+_HERE = r"(?:(?!\bRETURNING\b).)"  # not in the next statement of a WITH
 # Searched for in a statement's words: code in upper case, literals in lower case, one space between any two.
 _FORBIDDEN = {
     r"RENAME CONSTRAINT\b": "rename its index, which renames it, too: ALTER INDEX ... RENAME",
@@ -44,6 +45,12 @@ _FORBIDDEN = {
     r"SET (SESSION )?LOCK_TIMEOUT\b": "the workers do not get it: SET LOCAL",
     r"SET_CONFIG \( 'lock_timeout'": "the workers do not get it: SET LOCAL lock_timeout",
     r"EXECUTE (RUN|SCRIPT|UNDO)\b": "several statements: make one DO block of them",
+    r"EXISTS \( SELECT FROM \{ TABLE \}": "it may become a subplan: SELECT 1 FROM",
+    rf"UPDATE {_HERE}*?\bWHERE {_HERE}*?(?<!SELECT )COALESCE \({_HERE}{{1,60}}?\b({_MUTABLE})": (
+        "no COALESCE of a mutable function in WHERE: (SELECT coalesce(...))"
+    ),
+    r"MERGE INTO\b.*?\bNOW \(": "MERGE with now()",
+    r"INSERT INTO (?:(?! ON CONFLICT ).)*?\bFROM UNNEST \(.*?\bNOT EXISTS \(": "no such subquery beside unnest(): loop",
 }
 _FIRST = {  # what must come before, in the same body
     r"SET LOCAL LOCK_TIMEOUT\b": "SET LOCAL citus.propagate_set_commands = 'local'",

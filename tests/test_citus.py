@@ -18,6 +18,7 @@ from stats_lib import (
     JobOutcome,
     JobStats,
     Marketplace,
+    get_platform_summary,
     get_stats,
     get_summary,
     update_job_stats,
@@ -52,7 +53,7 @@ ROWS = """
 """
 OURS = """
     SELECT format('SCHEMA %I', nspname) FROM pg_namespace
-    WHERE nspname IN ('job_stats', 'template_tenant', 'vinted') OR starts_with(nspname, 'user_')
+    WHERE nspname IN ('job_stats', 'tenancy', 'template_tenant', 'vinted') OR starts_with(nspname, 'user_')
     UNION ALL
     SELECT format('TABLE public.%I', relname) FROM pg_class
     WHERE relnamespace = 'public'::regnamespace AND relkind = 'r' AND relname ~ '^_?yoyo_'
@@ -143,6 +144,9 @@ def test_all_the_way_up_and_down(citus: Connection) -> None:
         ("etsy", 3),
         ("vinted", 9),
     ]
+
+    (ebay, *_) = get_platform_summary(citus, days=1)
+    assert (ebay.tenants, ebay.total_jobs, ebay.tenants_skipped) == (1, 3, 0)
 
     split = all_stats(citus)
     ok(yoyo(citus, "rollback", "--revision", "0020", env=SHARDING))

@@ -320,7 +320,9 @@ def test_what_is_no_connection(conn: Connection) -> None:
     asyncio.run(aconn.close())
 
 
-@pytest.mark.parametrize("wrong", [None, 5, JobOutcome(1, "ebay", success=True), object()], ids=repr)
+@pytest.mark.parametrize(
+    "wrong", [None, 5, JobOutcome(1, "ebay", success=True), object()], ids=["None", "5", "job", "object"]
+)
 def test_what_are_no_outcomes(conn: Connection, wrong: Any) -> None:
     """It is said in words, before anything is sent."""
     with pytest.raises(ValueError, match=r"^outcomes must be an iterable of JobOutcome; got "):

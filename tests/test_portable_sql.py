@@ -94,6 +94,11 @@ def test_columns_are_set_in_the_order_of_the_table(migrated: Connection) -> None
         "DO $$BEGIN EXECUTE format('DROP TABLE %I; ', a) || 'DROP TABLE b'; END$$",
         "DO $$BEGIN EXECUTE run; END$$",
         "CREATE SCHEMA a",
+        "UPDATE t SET a = 1 WHERE b = 2 AND date = coalesce(%(date)s, (pg_catalog.now() AT TIME ZONE 'UTC')::date)",
+        "WITH u AS (UPDATE t SET a = 1 WHERE b = coalesce(%(b)s, now()) RETURNING 1) SELECT FROM u",
+        "SELECT 1 WHERE NOT EXISTS (SELECT FROM {table} AS s WHERE s.a = 1)",
+        "INSERT INTO t (a) SELECT j.a FROM unnest(%(a)s::integer[]) AS j (a) WHERE NOT EXISTS (SELECT 1 FROM t)",
+        "MERGE INTO t USING j ON t.a = j.a WHEN MATCHED THEN UPDATE SET b = now()",
     ],
 )
 @pytest.mark.parametrize(
@@ -131,6 +136,9 @@ def test_what_citus_refuses_is_found(inside: str, statement: str) -> None:
         "DO $$BEGIN EXECUTE 'DO ' || quote_literal('BEGIN ' || script || E'\\nEND'); END$$",
         "DO $$BEGIN EXECUTE 'DROP TABLE a;'; PERFORM f('DROP TABLE a; DROP TABLE b'); END$$",
         "SET LOCAL citus.enable_schema_based_sharding = off; CREATE SCHEMA a",
+        "UPDATE t SET a = 1 WHERE date = (SELECT coalesce(%(date)s, (now() AT TIME ZONE 'UTC')::date))",
+        "WITH u AS (UPDATE t SET a = 1 WHERE b = 2 RETURNING 1) INSERT INTO t SELECT coalesce(%(b)s, now()) FROM u",
+        "INSERT INTO t (a) SELECT j.a FROM unnest(%(a)s::integer[]) AS j (a) ORDER BY 1 ON CONFLICT DO NOTHING",
     ],
 )
 def test_what_citus_takes_is_not_found(statement: str) -> None:

@@ -2,7 +2,7 @@
 
 python -m dev.bench                        # all of it, and the page and its plots anew
 python -m dev.bench --quick                # the same figures from shorter and fewer runs, printed only
-python -m dev.bench --quick upgrade        # one section: upgrade, blocking, writing, batches or reading
+python -m dev.bench --quick upgrade        # one section: upgrade, blocking, writing, batches, reading or platform
 """
 
 import argparse
@@ -17,12 +17,19 @@ from time import perf_counter
 import psutil
 import psycopg
 
-from dev.bench import batches, blocking, plot, reading, repeat, upgrade, writing
+from dev.bench import all_tenants, batches, blocking, plot, reading, repeat, upgrade, writing
 from dev.bench.figures import Report, say, table
 from dev.server import Server, throwaway_server
 
 PAGE = Path(__file__).resolve().parent.parent.parent / "docs" / "benchmarks.md"
-SECTIONS = {"upgrade": upgrade, "blocking": blocking, "writing": writing, "batches": batches, "reading": reading}
+SECTIONS = {
+    "upgrade": upgrade,
+    "blocking": blocking,
+    "writing": writing,
+    "batches": batches,
+    "reading": reading,
+    "platform": all_tenants,
+}
 SETTINGS = [
     "fsync",
     "synchronous_commit",

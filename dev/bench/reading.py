@@ -1,8 +1,9 @@
-"""How long reading takes, in a tenant that is a month old and in one that is ten years old, by `stats_lib` and the ORM.
+"""How long reading takes, in tenants that are a month, a year and ten years old, by `stats_lib`, psycopg and the ORM.
 
-Each tenant has a row for every marketplace, action type and day. Beside `get_stats` is what people write with
-SQLAlchemy's ORM: the objects of the last days, in the same order; beside `get_summary`, the sums of the same rows by
-marketplace. Each call has a transaction of its own, and the ORM's a session. Both must find the same.
+Each tenant has a row for every marketplace, action type and day. Beside `get_stats` is the plain query through psycopg,
+to tuples, and what people write with SQLAlchemy's ORM: the objects of the last days, in the same order; beside
+`get_summary`, the sums of the same rows by marketplace. Each call has a transaction of its own, and the ORM's a
+session. All must find the same.
 """
 
 import datetime
@@ -15,14 +16,31 @@ import psycopg
 from sqlalchemy import Engine, create_engine, func, select
 from sqlalchemy.orm import Session
 
-from dev.bench.figures import Report, say, side_by_side, table
+from dev.bench.figures import Report, Target, say, side_by_side, table
 from dev.bench.tenant import ACTION_TYPES, SCHEMA, Connection, Row, migrated_database
 from dev.server import Server
 from stats_lib import JobStats, Marketplace, MarketplaceSummary, get_stats, get_summary
 
-TENANTS = {"30 days": (30, [7, 30]), "10 years": (3650, [7, 30, 3650])}  # age in days, and the days that are read
+TENANTS = {  # age in days, and the days that are read
+    "30 days": (30, [7, 30]),
+    "1 year": (365, [7, 30, 365]),
+    "10 years": (3650, [7, 30, 365, 3650]),
+}
 WARM_UP = 10  # calls: psycopg prepares what it has executed five times, and PostgreSQL keeps a plan after five more
-OURS, ORM = "`stats_lib`", "SQLAlchemy ORM"
+OURS, PLAIN, ORM = WAYS = "`stats_lib`", "plain SQL, psycopg", "SQLAlchemy ORM"
+
+DAYS = "date > (now() AT TIME ZONE 'UTC')::date - %(days)s::integer AND date <= (now() AT TIME ZONE 'UTC')::date"
+PLAIN_STATS = f"""
+    SELECT
+        id, action_type_id, marketplace, date, total_jobs, success_count, failure_count, avg_duration_ms, created_at
+    FROM {SCHEMA}.marketplace_job_stats WHERE {DAYS} ORDER BY date DESC, marketplace, action_type_id
+"""
+PLAIN_SUMMARY = f"""
+    SELECT
+        marketplace, sum(total_jobs), sum(success_count), sum(failure_count),
+        round(sum(avg_duration_ms::bigint * total_jobs) / nullif(sum(total_jobs), 0))::bigint
+    FROM {SCHEMA}.marketplace_job_stats WHERE {DAYS} GROUP BY marketplace ORDER BY marketplace
+"""
 
 
 def run(server: Server, *, quick: bool) -> Report:
@@ -35,21 +53,34 @@ def run(server: Server, *, quick: bool) -> Report:
         for tenant, (age, spans) in TENANTS.items():
             lay_days(url, age)
             for days in spans:
-                for name, ours, theirs in ("get_stats", stats, orm_stats), ("get_summary", summary, orm_summary):
+                for name, ours, plain, orm, at_most in (
+                    ("get_stats", stats, PLAIN_STATS, orm_stats, 2),
+                    ("get_summary", summary, PLAIN_SUMMARY, orm_summary, 2 if days > 365 else 1.5),
+                ):
                     what = f"`{name}`, {days:,} days of {tenant}"
                     say(f"milliseconds, {what}")
-                    reads = Read(partial(ours, conn, days)), Read(partial(theirs, engine, days))
-                    for _ in range(WARM_UP if days <= 30 else 0):
+                    reads = (
+                        Read(partial(ours, conn, days)),
+                        Read(partial(rows, conn, plain, days)),
+                        Read(partial(orm, engine, days)),
+                    )
+                    for _ in range(WARM_UP if days <= 365 else 1):
                         for read in reads:
                             read.milliseconds(0)
-                    ways = {
-                        way: partial(read.milliseconds, seconds) for way, read in zip((OURS, ORM), reads, strict=True)
-                    }
-                    figures = side_by_side(ways, runs=1 if quick and days > 30 else runs)
-                    assert reads[0].fields() == reads[1].fields(), what
-                    lines.append([what, *figures.values(), figures[ORM] / figures[OURS]])
+                    ways = {way: partial(read.milliseconds, seconds) for way, read in zip(WAYS, reads, strict=True)}
+                    figures = side_by_side(ways, runs=runs)
+                    assert reads[0].fields() == reads[2].fields(), what
+                    assert len(reads[0].found) == len(reads[1].found), what
+                    of_plain, of_orm = figures[OURS] / figures[PLAIN], figures[ORM] / figures[OURS]
+                    lines.append([what, *figures.values(), of_plain, of_orm])
+                    report.targets += [
+                        Target(f"{what}: as a multiple of {PLAIN}", of_plain, at_most=at_most),
+                        Target(f"{what}: the ORM's time, as a multiple", of_orm, at_least=1),
+                    ]
         engine.dispose()
-    report.blocks["reading"] = table(["milliseconds", OURS, ORM, "the ORM's as a multiple"], lines)
+    report.blocks["reading"] = table(
+        ["milliseconds", *WAYS, "ours, as a multiple of plain SQL's", "the ORM's, as a multiple of ours"], lines
+    )
     return report
 
 
@@ -108,6 +139,12 @@ def orm_stats(engine: Engine, days: int) -> Sequence[Row]:
     query = select(Row).where(Row.date > _today() - datetime.timedelta(days))
     with Session(engine) as session:
         return session.scalars(query.order_by(Row.date.desc(), Row.marketplace, Row.action_type_id)).all()
+
+
+def rows(conn: Connection, query: str, days: int) -> Sequence[Any]:
+    """The plain way."""
+    with conn.transaction():
+        return conn.execute(query.encode(), {"days": days}).fetchall()
 
 
 def summary(conn: Connection, days: int) -> list[MarketplaceSummary]:
