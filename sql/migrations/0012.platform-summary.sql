@@ -142,13 +142,8 @@ $function$;
 -- warning. Each block sees what is committed by then. The template is no customer.
 CREATE OR REPLACE FUNCTION job_stats.platform_summary(days integer DEFAULT 7, until date DEFAULT NULL)
 RETURNS TABLE (
-    marketplace text,
-    tenants bigint,
-    total_jobs bigint,
-    success_count bigint,
-    failure_count bigint,
-    avg_duration_ms bigint,
-    tenants_skipped bigint
+    marketplace text, tenants bigint, total_jobs bigint, success_count bigint, failure_count bigint,
+    avg_duration_ms bigint, tenants_skipped bigint
 )
 LANGUAGE plpgsql
 SET search_path = pg_catalog, pg_temp
@@ -231,9 +226,7 @@ BEGIN
     END LOOP;
     RETURN QUERY
     SELECT
-        m.name,
-        coalesce(s.tenants, 0),
-        coalesce(s.total_jobs, 0),
+        m.name, coalesce(s.tenants, 0), coalesce(s.total_jobs, 0),
         coalesce(s.success_count, 0),
         coalesce(s.failure_count, 0),
         round(s.total_duration_ms / nullif(s.timed_jobs, 0))::bigint,
