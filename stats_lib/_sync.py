@@ -6,9 +6,10 @@ and reads in binary, so that neither does its DateStyle.
 
 import datetime
 from collections.abc import Iterable
+from contextlib import suppress
 from typing import Any
 
-from psycopg import Connection, RawCursor
+from psycopg import Connection, ProgrammingError, RawCursor
 from psycopg.adapt import AdaptersMap
 from psycopg.pq import PipelineStatus
 from psycopg.rows import Row
@@ -68,7 +69,10 @@ def update_job_stats(
     cursor = _Cursor(conn)
     if conn.pgconn.pipeline_status == PipelineStatus.OFF:
         cursor.execute(update, params)
-        if cursor.rowcount == 1 or (cursor.rowcount < 0 and cursor.fetchone()):  # < 0: a pipeline began meanwhile
+        if cursor.rowcount < 0:  # in a pipeline, which somebody began meanwhile: wait for the result, which has no rows
+            with suppress(ProgrammingError):
+                cursor.fetchone()
+        if cursor.rowcount == 1:
             return
     cursor.execute(upsert, params)
 

@@ -3,9 +3,10 @@
 import datetime
 import inspect
 from collections.abc import Callable, Iterable
+from contextlib import suppress
 from typing import Any, TypeVar
 
-from psycopg import AsyncConnection, AsyncRawCursor
+from psycopg import AsyncConnection, AsyncRawCursor, ProgrammingError
 from psycopg.adapt import AdaptersMap
 from psycopg.pq import PipelineStatus
 from psycopg.rows import Row
@@ -60,7 +61,10 @@ async def update_job_stats(
     cursor = _Cursor(conn)
     if conn.pgconn.pipeline_status == PipelineStatus.OFF:
         await cursor.execute(update, params)
-        if cursor.rowcount == 1 or (cursor.rowcount < 0 and await cursor.fetchone()):  # < 0: a pipeline began meanwhile
+        if cursor.rowcount < 0:  # in a pipeline, which somebody began meanwhile: wait for the result, which has no rows
+            with suppress(ProgrammingError):
+                await cursor.fetchone()
+        if cursor.rowcount == 1:
             return
     await cursor.execute(upsert, params)
 

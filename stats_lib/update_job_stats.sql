@@ -1,6 +1,6 @@
 -- Counts jobs in their row if it is there, and if its sum is believed, which is nearly always: one look-up, one new
--- version of the row. Otherwise nothing happens, no row is returned, and upsert_job_stats.sql does it. Each of the two
--- is complete in itself: nothing is lost, or counted twice, whatever happens between them.
+-- version of the row. Otherwise nothing happens, and upsert_job_stats.sql does it. Each of the two is complete in
+-- itself: nothing is lost, or counted twice, whatever happens between them.
 --
 -- The average is exact, being computed from the sum: total_duration_ms / (jobs that had a duration), rounded half up in
 -- integers, at most 2^31 - 1. Nothing overflows: 2^31 - 1 jobs, as many as a row counts, of 2^32 ms, the longest, last
@@ -28,4 +28,3 @@ WHERE stats.action_type_id = %(action_type_id)s::integer
         SELECT coalesce(%(date)s::pg_catalog.date, (pg_catalog.now() AT TIME ZONE 'UTC')::pg_catalog.date)
     )
     AND {is_believed}
-RETURNING 1
