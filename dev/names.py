@@ -33,6 +33,7 @@ _EXCEPTIONS = (
     "lock_timeout_ms integer,attempts integer,INOUT done integer,INOUT already_done integer,INOUT failed integer,"
     "INOUT slowest_ms numeric,INOUT seconds numeric)",
     "--proc-without-search-path=tenancy.sweep(INOUT done integer)",
+    "--proc-without-search-path=job_stats.sweep(INOUT done integer)",
     # As one script, in the order in which they run: CREATE OR REPLACE is safe in a schema that an earlier one made.
     "--append",
 )

@@ -45,7 +45,7 @@ def server_to_crash(_no_libpq_variables: None) -> Iterator[Server]:
             conn.execute("CREATE DATABASE toolkit")
             with psycopg.connect(server.url("toolkit")) as toolkit:
                 ok(psql(toolkit, "-f", "dev/legacy.sql"))
-                ok(yoyo(toolkit, "apply", "--revision", "0011"))
+                ok(yoyo(toolkit, "apply", "--revision", "0019"))
             conn.execute("CREATE DATABASE upgraded TEMPLATE toolkit")
             with psycopg.connect(server.url("upgraded")) as upgraded:
                 ok(yoyo(upgraded, "apply", "--revision", "0020"))
@@ -66,7 +66,7 @@ def clone_of(server: Server, template: str, tablespace: str = "pg_default") -> I
 
 @pytest.fixture
 def toolkit(server_to_crash: Server) -> Iterator[Connection]:
-    """A connection to the database of `dev/legacy.sql` after `yoyo apply --revision 0011`."""
+    """A connection to the database of `dev/legacy.sql` after `yoyo apply --revision 0019`."""
     with clone_of(server_to_crash, "toolkit") as conn:
         yield conn
 
