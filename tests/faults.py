@@ -58,7 +58,6 @@ class Run:
     process: subprocess.Popen[str]
     pid: int  # of its backend that is at work
     first_pid: int  # of its first connection: the one that waits while a migration runs, and marks it then
-    stderr: str = ""  # known after the block
 
 
 @contextmanager
@@ -73,7 +72,8 @@ def stopped(conn: Connection, moment: str, *command: str) -> Iterator[Run]:
     stops = "SELECT pid FROM pg_stat_activity WHERE application_name = 'yoyo' AND %s = ANY (pg_blocking_pids(pid))"
     if moment == "between two tenants":
         stops = (
-            "SELECT pid FROM pg_stat_activity WHERE application_name = 'yoyo' AND wait_event = 'PgSleep' AND pid <> %s"
+            "SELECT a.pid FROM pg_stat_activity AS a, (SELECT done FROM tenancy.progress LIMIT 1) AS p"
+            f" WHERE a.application_name = 'yoyo' AND a.wait_event = 'PgSleep' AND p.done = {done} AND a.pid <> %s"
         )
     elif moment == "inside a tenant":
         conn.execute(STOP_INSIDE.encode())
@@ -106,12 +106,11 @@ def stopped(conn: Connection, moment: str, *command: str) -> Iterator[Run]:
             pid = until_stopped(blocker)
         assert column(conn, "SELECT done FROM tenancy.progress LIMIT 1") == [done]
         first = "SELECT pid FROM pg_stat_activity WHERE application_name = 'yoyo' ORDER BY backend_start LIMIT 1"
-        run = Run(process, pid, column(conn, first)[0])
-        yield run
+        yield Run(process, pid, column(conn, first)[0])
         for blocker in blockers:
             with suppress(psycopg.OperationalError):  # it may have died with the server
                 blocker.rollback()
-        run.stderr = process.communicate()[1]
+        process.communicate()
 
 
 Fault = Callable[[Run, Connection], None]
