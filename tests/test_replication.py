@@ -281,7 +281,7 @@ def test_a_column_list(pair: Pair) -> None:
     take_out, migrate, put_back, copied = section(5)
     pair.follow(take_out, migrate)
     pair.new_code()
-    pair.follow(put_back.replace("TABLE %s'", f"TABLE %s ({NARROW}, marketplace)'"))
+    pair.follow(put_back.replace("ADD TABLE %I.%I'", f"ADD TABLE %I.%I ({NARROW}, marketplace)'"))
     pair.new_code()
     pair.follow(copied)
     assert any('"ebay"' in row for row in pair.equal(f"{NARROW}, marketplace")["user_1"])
