@@ -228,7 +228,10 @@ def test_the_server_goes_on_when_yoyo_is_killed(lab: Lab, toolkit: Connection) -
         assert marks(toolkit) == TOOLKIT
     until_nobody_is_at_work(toolkit)
     assert contents(toolkit) == lab.contents["upgraded"]
-    assert "| 0    | 20 " in ok(yoyo(toolkit, "apply"))
+    done = "SELECT count(*) FROM tenancy.journal WHERE migration = '0020.marketplace-job-stats'"
+    before = column(toolkit, done)
+    ok(yoyo(toolkit, "apply"))
+    assert column(toolkit, done) == before
     assert marks(toolkit) == ALL
 
 
