@@ -121,7 +121,7 @@ def test_a_run_goes_on_when_its_client_has_died(toolkit: Connection, command: st
         CREATE EVENT TRIGGER chat ON ddl_command_end EXECUTE FUNCTION public.chat()
         """.replace("%%", "%").encode()
     )
-    with stopped(toolkit, "before the first", command) as run:
+    with stopped(toolkit, "before the first tenant", command) as run:
         kill_yoyo(run, toolkit)
     wait_until(toolkit, "SELECT count(*) = 0 FROM tenancy.progress WHERE state = 'running'")
     expected = {"apply": "migrated", "rollback": "legacy"}[command]

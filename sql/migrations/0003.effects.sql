@@ -52,6 +52,7 @@ BEGIN
             a.attrelid,
             a.attnum,
             a.attname,
+            a.attgenerated,
             concat_ws(
                 ' ', 'column', a.attname, format_type(a.atttypid, a.atttypmod),
                 CASE WHEN a.attnotnull THEN 'NOT NULL' END
@@ -96,6 +97,7 @@ BEGIN
         FROM stored AS s
         INNER JOIN columns AS c ON s.relid = c.attrelid AND c.attnum = ANY (s.attnums)
         LEFT JOIN expressions AS e ON s.expression = e.expression
+        WHERE s.is_check OR c.attgenerated = ''
         GROUP BY s.oid, s.is_check, s.relid
         UNION ALL
         SELECT
@@ -105,11 +107,8 @@ BEGIN
                 CASE WHEN NOT i.indisunique THEN 'index' WHEN i.indimmediate THEN 'unique key' ELSE 'late key' END,
                 string_agg(c.attname, ', ' ORDER BY k.place)
             )
-        FROM (
-            SELECT p.* FROM targets AS t
-            INNER JOIN pg_index AS p ON t.oid = p.indrelid
-            WHERE p.indisvalid AND p.indpred IS NULL AND p.indexprs IS NULL
-        ) AS i
+        FROM targets AS t
+        INNER JOIN pg_index AS i ON t.oid = i.indrelid AND i.indisvalid AND i.indpred IS NULL AND i.indexprs IS NULL
         CROSS JOIN LATERAL unnest((i.indkey::int2[])[0:i.indnkeyatts - 1]) WITH ORDINALITY AS k (attnum, place)
         INNER JOIN columns AS c ON i.indrelid = c.attrelid AND k.attnum = c.attnum
         GROUP BY i.indexrelid, i.indrelid, i.indisunique, i.indimmediate

@@ -40,7 +40,7 @@ BEGIN
         FROM %s AS s
         WITH NO DATA', place, target
     );
-    EXECUTE format('ALTER TABLE %s REPLICA IDENTITY FULL', place); -- it may be published: FOR ALL TABLES
+    EXECUTE format('ALTER TABLE %s REPLICA IDENTITY FULL', place); -- or, if it is published, it could not be changed
     CALL tenancy.hand_over(place, target);
     DELETE FROM job_stats.archives AS k WHERE NOT EXISTS (SELECT FROM pg_class AS c WHERE c.oid = k.archive);
     INSERT INTO job_stats.archives (archive) VALUES (place::regclass);
