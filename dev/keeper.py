@@ -3,7 +3,7 @@
 `dev.server` starts this file as a process of its own, in a session of its own, so that whatever ends the starter,
 SIGKILL of its whole process group included, is one and the same event here: end of file on standard input.
 
-    keeper.py BIN_DIR fast|durable
+    keeper.py BIN_DIR fast|durable [SETTING=VALUE ...]
 
 Once the server accepts connections, its folder (data, log and socket) is printed on one line. Nothing is printed if it
 does not start; the reason is then on standard error.
@@ -26,7 +26,7 @@ _SECONDS_TO_START = 60
 _GIB = 1024**3
 
 
-def main(bin_dir: Path, *, durable: bool) -> None:
+def main(bin_dir: Path, *more_settings: str, durable: bool) -> None:
     """Keep a server running until standard input ends or SIGTERM arrives.
 
     On the way out the server is stopped at once (`immediate`: nothing of it is kept) and its folder removed.
@@ -38,7 +38,8 @@ def main(bin_dir: Path, *, durable: bool) -> None:
         bin_dir = _executable(bin_dir, folder, as_user)
         data = _initdb(bin_dir, folder, as_user)
         with (folder / "log").open("wb") as log:
-            command = [f"{bin_dir}/postgres", f"-D{data}", *_settings(folder, durable=durable)]
+            more = [f"--{setting}" for setting in more_settings]
+            command = [f"{bin_dir}/postgres", f"-D{data}", *_settings(folder, durable=durable), *more]
             postgres = subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=log, stderr=log, **as_user)
         try:
             _wait_until_ready(postgres, folder)
@@ -124,4 +125,4 @@ def _wait_until_ready(postgres: "subprocess.Popen[Any]", folder: Path) -> None:
 
 
 if __name__ == "__main__":
-    main(Path(sys.argv[1]), durable=sys.argv[2] == "durable")
+    main(Path(sys.argv[1]), *sys.argv[3:], durable=sys.argv[2] == "durable")

@@ -33,6 +33,7 @@ _EXCEPTIONS = (
     "lock_timeout_ms integer,attempts integer,INOUT done integer,INOUT already_done integer,INOUT failed integer,"
     "INOUT slowest_ms numeric,INOUT seconds numeric)",
     "--proc-without-search-path=tenancy.sweep(INOUT done integer)",
+    "--proc-without-search-path=job_stats.sweep(INOUT done integer)",
     # As one script, in the order in which they run: CREATE OR REPLACE is safe in a schema that an earlier one made.
     "--append",
 )
@@ -83,10 +84,6 @@ def problems(file: str, text: str) -> Iterator[str]:
         statement = re.sub(r"%\(\w+\)s", "$1", text).replace("{table}", "s.marketplace_job_stats")
         statement = re.sub(r"\{(durations|job_added|excluded_added)\}", "SELECT 1, 1, 1, 1, 1, 1", statement)
         statement = re.sub(r"\{(is_believed|of_action_type)\}", "true", statement).replace("{jobs}", "job")
-        if block := re.search(r"DO \$batch\$(.*)\$batch\$", statement, re.DOTALL):
-            query = re.search(r"\bIN(\s+SELECT\b.*?)\s+LOOP\b", block[1], re.DOTALL)
-            assert query, "a DO block of ours is one loop"
-            statement = query[1]
         names = _Names(in_tenant=False)
         names(parse_sql(statement))
         yield from names.found

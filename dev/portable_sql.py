@@ -50,7 +50,9 @@ _FORBIDDEN = {
         "no COALESCE of a mutable function in WHERE: (SELECT coalesce(...))"
     ),
     r"MERGE INTO\b.*?\bNOW \(": "MERGE with now()",
-    r"INSERT INTO (?:(?! ON CONFLICT ).)*?\bFROM UNNEST \(.*?\bNOT EXISTS \(": "no such subquery beside unnest(): loop",
+    r"INSERT INTO (?:(?! ON CONFLICT ).)*?\bFROM UNNEST \(.*?\bNOT EXISTS \(": (
+        "no such subquery beside unnest(): select that in a WITH ... AS MATERIALIZED"
+    ),
 }
 _FIRST = {  # what must come before, in the same body
     r"SET LOCAL LOCK_TIMEOUT\b": "SET LOCAL citus.propagate_set_commands = 'local'",

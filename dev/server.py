@@ -11,7 +11,7 @@ import os
 import signal
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from importlib.util import find_spec
@@ -64,19 +64,23 @@ def wheel_bin_dir() -> Path:
 
 
 @contextmanager
-def throwaway_server(bin_dir: Path | None = None, *, durable: bool = False) -> Iterator[Server]:
+def throwaway_server(
+    bin_dir: Path | None = None, *, durable: bool = False, settings: Mapping[str, str] | None = None
+) -> Iterator[Server]:
     """Start a new, empty server; stop it and remove all of it on the way out, however this process ends.
 
     It listens on a Unix socket in a private folder, trusts whoever can reach that, and ignores PG… variables.
 
     - `bin_dir`: the programs of another PostgreSQL, 15 or newer, instead of the wheel's.
     - `durable`: keep the data on disk and sync it, as in production; for timing things.
+    - `settings`: more of the server's, such as `wal_level`.
 
     Raises RuntimeError if it does not start; why is on standard error then.
     """
     bin_dir = (bin_dir or wheel_bin_dir()).resolve()
+    more = [f"{name}={value}" for name, value in (settings or {}).items()]
     with subprocess.Popen(
-        [sys.executable, "-I", _KEEPER, bin_dir, "durable" if durable else "fast"],
+        [sys.executable, "-I", _KEEPER, bin_dir, "durable" if durable else "fast", *more],
         stdin=subprocess.PIPE,  # closed by whatever ends us: the keeper's sign to stop
         stdout=subprocess.PIPE,
         text=True,

@@ -25,5 +25,5 @@ CREATE SCHEMA yoyo AUTHORIZATION :"migrator";
 GRANT USAGE ON SCHEMA vinted TO :"migrator";
 GRANT REFERENCES ON vinted.action_types TO :"migrator";
 
--- For the schemas tenancy and job_stats: needed by 0001 and 0007. Revoke it then.
+-- For the schemas tenancy and job_stats: needed by 0001 and 0010. Revoke it then.
 GRANT CREATE ON DATABASE :"DBNAME" TO :"migrator";

@@ -103,16 +103,17 @@ _KEY_AND_SUMS = (
 )
 _IS_BELIEVED = f"({_text('is_believed').removeprefix('SELECT ')})"
 _DURATIONS = _text("durations", is_believed=_IS_BELIEVED)
-_UPSERT = _text(
-    "upsert_job_stats",
-    **{f"{jobs}_added": _text("add_to_row", jobs=jobs, durations=_DURATIONS) for jobs in ("job", "excluded")},
+_ADDED = {f"{jobs}_added": _text("add_to_row", jobs=jobs, durations=_DURATIONS) for jobs in ("job", "excluded")}
+_UPDATE, _UPSERT, _UPSERT_BATCH = (
+    _numbered(text, (*_KEY_AND_SUMS, "turn"))
+    for text in (
+        _text("update_job_stats", is_believed=_IS_BELIEVED),
+        _text("upsert_job_stats", **_ADDED),
+        _text("update_job_stats_batch", **_ADDED),
+    )
 )
-_UPDATE_AND_UPSERT = _in_schema(
-    _numbered(_text("update_job_stats", is_believed=_IS_BELIEVED), _KEY_AND_SUMS), _numbered(_UPSERT, _KEY_AND_SUMS)
-)
-_UPDATE_JOB_STATS_BATCH = _text(
-    "update_job_stats_batch", upsert_job_stats=re.sub(r"%\((\w+)\)s", r"counted.\1", _UPSERT)
-)
+_UPDATE_AND_UPSERT = _in_schema(_UPDATE, _UPSERT)
+_UPDATE_JOB_STATS_BATCH = _in_schema(_UPSERT_BATCH)
 _READ = "days", "until", "marketplaces", "action_type_id"
 _OF_ACTION_TYPE = "stats.action_type_id = %(action_type_id)s::integer"
 # Without an action type, and with.
@@ -146,13 +147,13 @@ def update_job_stats(
     return update, upsert, (str(id_), name, day, "1", str(successes), str(timed), str(ms))
 
 
-def update_job_stats_batch(*, schema: str, outcomes: Iterable[JobOutcome]) -> sql.SQL | None:
-    """Check the arguments of `stats_lib.update_job_stats_batch`; return its statement, or None if there are no jobs.
+def update_job_stats_batch(*, schema: str, outcomes: Iterable[JobOutcome]) -> tuple[Query, Params] | None:
+    """Check the arguments of `stats_lib.update_job_stats_batch`; return its statement and parameters, if any jobs.
 
     Outcomes are summed up here, so that the statement takes any number of them. None as the date makes a sum of its
     own, which the database, knowing its clock, adds to that day's.
     """
-    _schema(schema)
+    (statement,) = _UPDATE_JOB_STATS_BATCH(_schema(schema))
     if isinstance(outcomes, JobOutcome) or not isinstance(outcomes, Iterable):
         raise _refusal("outcomes", outcomes, "an iterable of JobOutcome")
     sums: dict[tuple[int, str, str | None], list[int]] = {}
@@ -170,12 +171,8 @@ def update_job_stats_batch(*, schema: str, outcomes: Iterable[JobOutcome]) -> sq
             of_key[place] += value
     if not sums:
         return None
-    names = "action_type_ids", "marketplaces", "dates", "total_jobs", "success_counts", "timed_jobs", "durations_ms"
     columns = zip(*((*key, *of_key) for key, of_key in sums.items()), strict=True)
-    parts = {name: _array(column) for name, column in zip(names, columns, strict=True)} | {"table": _table(schema)}
-    block = re.sub(r"\{(\w+)\}", lambda found: parts[found[1]], _UPDATE_JOB_STATS_BATCH)
-    body = block.removeprefix("DO $batch$").removesuffix("$batch$").replace("\\", "\\\\").replace("'", "''")
-    return sql.SQL(f"DO E'{body}'")  # and not in dollars, which the schema's name may have
+    return statement, (*(_array(column) for column in columns), _table(schema))
 
 
 def get_stats(

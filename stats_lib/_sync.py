@@ -81,11 +81,12 @@ def update_job_stats_batch(conn: Connection[Any], *, schema: str, outcomes: Iter
     """Count many finished jobs in the tenant's `marketplace_job_stats`, all or none of them.
 
     The result is that of `update_job_stats` for each, in one statement, however many they are: for workers that finish
-    many jobs, and for back-fills. Only a row that is inserted takes an id from the sequence, and one more for each
-    batch that is inserting it at the same moment.
+    many jobs, and for back-fills. Only a row that is not there when the statement begins takes an id from the sequence:
+    so of batches that race for the same new rows, each may take one for each of these rows.
 
-    The rows are locked until the caller's transaction ends, always in the same order, so that no two batches wait for
-    each other in a circle; unless their transactions have locked rows before, as by another batch.
+    Batches of a tenant take turns: each waits until the transaction of the one before has ended. So no two wait for
+    each other in a circle; unless their transactions have counted before, singly or for other tenants. The rows are
+    locked as long.
 
     - `schema`: as for `update_job_stats`.
     - `outcomes`: any iterable of `JobOutcome`, which is consumed before anything is sent; if it is empty, nothing is.
@@ -94,9 +95,9 @@ def update_job_stats_batch(conn: Connection[Any], *, schema: str, outcomes: Iter
     anything is sent; it names the first bad outcome by its index, from 0. psycopg's errors pass through.
     """
     check(conn, Connection)
-    statement = _queries.update_job_stats_batch(schema=schema, outcomes=outcomes)
-    if statement is not None:
-        _Cursor(conn).execute(statement, prepare=False)
+    query = _queries.update_job_stats_batch(schema=schema, outcomes=outcomes)
+    if query is not None:
+        _Cursor(conn).execute(*query)
 
 
 def get_stats(

@@ -1,4 +1,5 @@
--- The row `stats` with the jobs of {jobs} added, from what is believed of it: put into upsert_job_stats.sql.
+-- The row `stats` with the jobs of {jobs} added, from what is believed of it: put into upsert_job_stats.sql and
+-- update_job_stats_batch.sql.
 SELECT
     stats.total_jobs + {jobs}.total_jobs,
     stats.success_count + {jobs}.success_count,

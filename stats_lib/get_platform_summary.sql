@@ -1,4 +1,4 @@
--- The sums of every tenant, by the function of 0012, which says which tenants it can read.
+-- The sums of every tenant, by the function of 0017, which says which tenants it can read.
 SELECT
     marketplace::pg_catalog.text AS marketplace,
     tenants::bigint AS tenants,

@@ -1,6 +1,6 @@
-"""Ways to die for a run of yoyo, and points at which it can be stopped for that.
+"""Ways to die for a run of yoyo, and moments at which it can be stopped for that.
 
-A point is reached by means of a lock that another session holds.
+A moment is reached by means of a lock that another session holds.
 """
 
 import os
@@ -8,13 +8,47 @@ import signal
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
+from pathlib import Path
 
 import psycopg
 
 from tests.deploy import ROOT, connect, libpq_env
 from tests.tenants import Connection, column
+
+LOCK_TENANT = "LOCK TABLE {} IN ACCESS SHARE MODE"
+
+# By an event trigger, since whatever else a tenant's script waits for, it waits for a moment only.
+STOP_INSIDE = """
+    CREATE FUNCTION public.stop_inside() RETURNS event_trigger LANGUAGE plpgsql
+    SET search_path = pg_catalog SET lock_timeout = 0 AS $$
+    BEGIN
+        IF EXISTS (SELECT FROM pg_event_trigger_ddl_commands() WHERE object_identity ~ '^user_2[.].*_job_stats$') THEN
+            PERFORM pg_advisory_xact_lock_shared(1);
+        END IF;
+    END
+    $$;
+    CREATE EVENT TRIGGER stop_inside ON ddl_command_end WHEN TAG IN ('ALTER TABLE')
+    EXECUTE FUNCTION public.stop_inside();
+"""
+
+# For each moment: the locks by which it is reached, each let go when the next one is held; and how many of 20 tenants
+# are done by then.
+MOMENTS = {
+    "before the first tenant": ([LOCK_TENANT.format("template_tenant.{}")], 0),
+    # The run puts the tenant off, does the others, and then sleeps a while.
+    "between two tenants": ([LOCK_TENANT.format("user_2.{}")], 19),
+    "inside a tenant": (["SELECT pg_advisory_xact_lock(1)"], 2),
+    "after the last tenant": (
+        [
+            LOCK_TENANT.format("template_tenant.{}"),
+            "SELECT FROM tenancy.runs WHERE finished_at IS NULL FOR SHARE",  # which the end of the run updates
+        ],
+        20,
+    ),
+    "before the mark": (["LOCK TABLE _yoyo_migration IN SHARE MODE"], 20),
+}
 
 
 @dataclass
@@ -23,86 +57,125 @@ class Run:
 
     process: subprocess.Popen[str]
     pid: int  # of its backend that is at work
-    stderr: str = ""  # known after the block
+    first_pid: int  # of its first connection: the one that waits while a migration runs, and marks it then
 
 
 @contextmanager
-def stopped(conn: Connection, point: str, command: str) -> Iterator[Run]:
-    """Start yoyo, and wait until it has got to this point."""
-    table = "marketplace_job_stats" if command == "rollback" else "vinted_job_stats"
-    template = f"template_tenant.{table}"
-    sequence = f"user_named_key.{table}_id_seq"
-    sleeps = (
-        "SELECT pid FROM pg_stat_activity WHERE datname = current_database() AND wait_event = 'PgSleep' AND pid <> %s"
+def stopped(conn: Connection, moment: str, *command: str) -> Iterator[Run]:
+    """Start yoyo, and wait until it has got to this moment."""
+    (table,) = column(
+        conn,
+        "SELECT relname FROM pg_class WHERE relname ~ 'job_stats$' AND relkind = 'r'"
+        " AND relnamespace = 'template_tenant'::regnamespace",
     )
-    waits = "SELECT pid FROM pg_locks WHERE NOT granted AND relation = to_regclass(%s)"
-    lock, is_stopped, whom = {
-        "before the first": (f"LOCK TABLE {template} IN ACCESS SHARE MODE", waits, template),
-        # The run puts the tenant off, does the others, and then sleeps a while.
-        "between tenants": (f"LOCK TABLE user_2.{table} IN ACCESS SHARE MODE", sleeps, conn.info.backend_pid),
-        "inside a tenant": (f"SELECT nextval('{sequence}')", waits, sequence),  # renamed at the end of its script
-        "before the mark": ("LOCK TABLE _yoyo_migration IN SHARE MODE", waits, "_yoyo_migration"),
-    }[point]
-    with (
-        connect(conn, autocommit=False) as blocker,
-        subprocess.Popen(
-            [sys.executable, "-m", "yoyo", command],
-            cwd=ROOT,
-            env=libpq_env(conn),
-            stdin=subprocess.DEVNULL,
-            stdout=subprocess.DEVNULL,
-            stderr=subprocess.PIPE,
-            text=True,
-        ) as process,
-    ):
-        try:
-            blocker.execute(lock.encode())
-            while not (pids := column(conn, is_stopped, whom)):
+    locks, done = MOMENTS[moment]
+    stops = "SELECT pid FROM pg_stat_activity WHERE application_name = 'yoyo' AND %s = ANY (pg_blocking_pids(pid))"
+    if moment == "between two tenants":
+        stops = (
+            "SELECT a.pid FROM pg_stat_activity AS a, (SELECT done FROM tenancy.progress LIMIT 1) AS p"
+            f" WHERE a.application_name = 'yoyo' AND a.wait_event = 'PgSleep' AND p.done = {done} AND a.pid <> %s"
+        )
+    elif moment == "inside a tenant":
+        conn.execute(STOP_INSIDE.encode())
+    with ExitStack() as stack:
+        blockers = [stack.enter_context(connect(conn, autocommit=False)) for _ in locks]
+        blockers[0].execute(locks[0].format(table).encode())
+        process = stack.enter_context(
+            subprocess.Popen(
+                [sys.executable, "-m", "yoyo", *command],
+                cwd=ROOT,
+                env={**libpq_env(conn), "PGAPPNAME": "yoyo"},
+                stdin=subprocess.DEVNULL,
+                stdout=subprocess.DEVNULL,
+                stderr=subprocess.PIPE,
+                text=True,
+            )
+        )
+        stack.callback(process.kill)
+
+        def until_stopped(blocker: Connection) -> int:
+            while not (pids := column(conn, stops, blocker.info.backend_pid)):
                 assert process.poll() is None, process.communicate()
                 conn.execute("SELECT pg_sleep(0.001)")
-            run = Run(process, pids[0])
-            yield run
+            return int(pids[0])
+
+        pid = until_stopped(blockers[0])
+        for held, lock, blocker in zip(blockers[:-1], locks[1:], blockers[1:], strict=True):
+            blocker.execute(lock.encode())
+            held.rollback()
+            pid = until_stopped(blocker)
+        assert column(conn, "SELECT done FROM tenancy.progress LIMIT 1") == [done]
+        first = "SELECT pid FROM pg_stat_activity WHERE application_name = 'yoyo' ORDER BY backend_start LIMIT 1"
+        yield Run(process, pid, column(conn, first)[0])
+        for blocker in blockers:
             with suppress(psycopg.OperationalError):  # it may have died with the server
                 blocker.rollback()
-            run.stderr = process.communicate()[1]
-        finally:
-            process.kill()
+        process.communicate()
 
 
 Fault = Callable[[Run, Connection], None]
 
 
-# What dies. Each of these returns when yoyo has ended, while the lock is still held.
+# What dies. All but the last of these return when yoyo has ended, while the lock is still held.
 
 
 def interrupt_yoyo(run: Run, _: Connection) -> None:
     """Ctrl-C."""
     run.process.send_signal(signal.SIGINT)
-    assert run.process.wait() != 0
+    run.process.wait()
 
 
 def terminate_yoyo(run: Run, _: Connection) -> None:
     """A pipeline cancels the job: the server does not notice, and goes on."""
     run.process.terminate()
-    assert run.process.wait() != 0
+    run.process.wait()
 
 
 def kill_yoyo(run: Run, _: Connection) -> None:
     """A container is removed: the server does not notice, and goes on."""
     run.process.kill()
-    assert run.process.wait() != 0
+    run.process.wait()
 
 
 def terminate_backend(run: Run, conn: Connection) -> None:
     """A DBA ends the session."""
     conn.execute("SELECT pg_terminate_backend(%s)", [run.pid])
-    assert run.process.wait() != 0
+    run.process.wait()
+
+
+def cancel_backend(run: Run, conn: Connection) -> None:
+    """A DBA, or a watchdog, ends the statement."""
+    conn.execute("SELECT pg_cancel_backend(%s)", [run.pid])
+    run.process.wait()
 
 
 def crash_server(run: Run, conn: Connection) -> None:
-    """The kernel runs out of memory: the server drops every session, and recovers from its log."""
-    os.kill(run.pid, signal.SIGKILL)
-    with suppress(psycopg.OperationalError):
-        while True:
-            conn.execute("SELECT pg_sleep(0.01)")
-    assert run.process.wait() != 0
+    """The server stops at once, as if its machine did, and starts: it recovers from its log."""
+    pg_ctl(Path(conn.info.host), "restart")
+    run.process.wait()
+
+
+def terminate_first_connection(run: Run, conn: Connection) -> None:
+    """A firewall drops yoyo's idle connection: the run goes on, and yoyo learns of it in the end."""
+    conn.execute("SELECT pg_terminate_backend(%s)", [run.first_pid])
+
+
+def pg_ctl(folder: Path, action: str, *, limit: str = "true") -> None:
+    """Stop the throwaway server in `folder` at once, and perhaps start it, with the options that it was started with.
+
+    Whoever has restarted one must stop it in the end: its keeper knows of the first only. `limit` is an `ulimit` to
+    start it under.
+    """
+    data = folder / "data"
+    owner = data.stat()
+    as_owner = {"user": owner.st_uid, "group": owner.st_gid, "extra_groups": []} if os.geteuid() == 0 else {}
+    program = Path((data / "postmaster.opts").read_text().split()[0]).with_name("pg_ctl")
+    log = ["-l", data / "log"] if action == "restart" else []
+    subprocess.run(
+        ["sh", "-c", f'{limit} && exec "$@"', "sh", program, action, "-w", "-m", "immediate", "-D", data, *log],
+        cwd=folder,
+        stdin=subprocess.DEVNULL,
+        stdout=subprocess.DEVNULL,
+        check=True,
+        **as_owner,  # type: ignore[call-overload]
+    )

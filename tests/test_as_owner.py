@@ -135,7 +135,7 @@ def test_each_grant_is_needed(empty: Connection, less: str, file: str, said: str
         pytest.skip("before PostgreSQL 16 a membership has no SET option")
     try:
         if file:
-            ok(migrator.yoyo("apply", "--revision", "0011"))
+            ok(migrator.yoyo("apply", "--revision", "0019"))
         empty.execute(less.format(empty.info.dbname).encode())
         refused = migrator.psql("-f", file) if file else migrator.yoyo("apply")
     finally:
@@ -151,7 +151,7 @@ def test_each_grant_is_needed(empty: Connection, less: str, file: str, said: str
 def test_the_grants_are_enough(empty: Connection) -> None:
     """The role of docs/grants.sql does everything, without CREATE on the database once the toolkit is there."""
     migrator = lay_out(empty, "member")
-    ok(migrator.yoyo("apply", "--revision", "0011"))
+    ok(migrator.yoyo("apply", "--revision", "0019"))
     empty.execute(f'REVOKE CREATE ON DATABASE "{empty.info.dbname}" FROM legacy_member'.encode())
     both = ["sql/migrations", "sql/contract"]
     for command in [

@@ -121,6 +121,7 @@ def test_a_straggler_among_contracted_tenants(legacy: Connection) -> None:
     ok(psql(legacy, "-f", UPGRADE))
     ok(psql(legacy, "-f", EXACT))
     assert states(legacy)["user_restored"] == "migrated"
+    assert "user_restored: has not had 0900" in psql(legacy, "-f", VERIFY).stderr
     ok(psql(legacy, "-f", CONTRACT))
     assert states(legacy)["user_restored"] == "contracted"
     ok(psql(legacy, "-f", VERIFY))

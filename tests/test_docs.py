@@ -23,15 +23,14 @@ def blocks(document: str, language: str) -> list[str]:
 
 
 @pytest.mark.parametrize("document", ["README.md", "docs/runbook.md"])
-def test_commands(legacy: Connection, tmp_path: Path, document: str) -> None:
-    """A DBA who follows the document from top to bottom meets no error."""
-    psqlrc = tmp_path / "psqlrc"
-    psqlrc.write_text("\\set ON_ERROR_STOP 1\n")
+def test_commands(legacy: Connection, document: str) -> None:
+    """A DBA who follows the document from top to bottom meets no error, and an error would end each command."""
     env = libpq_env(legacy)
-    env |= {"PSQLRC": str(psqlrc), "PATH": f"{Path(sys.executable).parent}:{env['PATH']}"}
+    env |= {"PSQLRC": "/dev/null", "PATH": f"{Path(sys.executable).parent}:{env['PATH']}"}
     commands = [block for block in blocks(document, "sh") if not block.startswith(ELSEWHERE)]
     assert commands
     for command in commands:
+        assert command.count("psql ") == command.count("psql -v ON_ERROR_STOP=1 ")
         done = subprocess.run(
             ["bash", "-euo", "pipefail", "-c", command],
             cwd=ROOT,

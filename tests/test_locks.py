@@ -88,7 +88,7 @@ def test_a_clone_in_the_making_is_not_overlooked(legacy: Connection) -> None:
 
 def test_a_tenant_dropped_meanwhile_is_no_error(legacy: Connection) -> None:
     """A customer who leaves while the migration runs does not fail it."""
-    ok(yoyo(legacy, "apply", "--revision", "0011"))
+    ok(yoyo(legacy, "apply", "--revision", "0019"))
     with connect(legacy, autocommit=False) as blocker:
         blocker.execute("LOCK TABLE user_1.vinted_job_stats IN ACCESS SHARE MODE")
         with running(psql, legacy, "-f", UPGRADE) as results:

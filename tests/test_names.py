@@ -8,7 +8,7 @@ from dev import names
 from tests.deploy import ROOT
 
 TOOLKIT, CHANGE, STATEMENT = (
-    "sql/migrations/0009.fold.sql",
+    "sql/migrations/0012.fold.sql",
     "sql/migrations/0020.marketplace-job-stats.sql",
     "stats_lib/update_job_stats.sql",
 )

@@ -60,7 +60,7 @@ def test_the_net_catches(netted: Connection) -> None:
 
 def test_a_planted_unsafe_name_is_caught(netted: Connection) -> None:
     """The change as it was, with `marketplace IN (…)` in the tenant's path, does not get through; nor does a helper."""
-    ok(yoyo(netted, "apply", "--revision", "0011"))
+    ok(yoyo(netted, "apply", "--revision", "0019"))
     with open(UPGRADE) as file:
         unsafe = file.read().replace("marketplace::text IN", "marketplace IN")
     refused = psql(netted, stdin=unsafe)
@@ -84,7 +84,7 @@ def test_the_whole_life(netted: Connection, options: str) -> None:
     def look(*args: str, more: str = "") -> str:
         return ok(psql(netted, *args, env={"PGOPTIONS": f"{options} {more}"}))
 
-    deploy("apply", "--revision", "0011")
+    deploy("apply", "--revision", "0019")
     for file in [UPGRADE, DOWNGRADE]:
         look("-f", file, more="-c tenancy.dry_run=on")
     look("-f", UPGRADE, more="-c tenancy.tenants=template_tenant|user_1")

@@ -9,7 +9,7 @@ import pytest
 from tests.deploy import ROOT, psql, schema_dump, yoyo
 from tests.tenants import Connection, column, ok
 
-RENAMED = {"0009.fold": "0009.fold-2", "0011.version-0.1.0": "0011.version-0.2.0"}
+RENAMED = {"0013.unfold": "0013.unfold-2", "0019.version-0.1.0": "0019.version-0.2.0"}
 
 
 @pytest.fixture

@@ -105,7 +105,7 @@ def test_the_same_as_adding_up_each(migrated: Connection) -> None:
 
 def test_what_is_believed_is_the_same_in_both() -> None:
     """The rule by which a stored sum is believed is the library's, word for word."""
-    text = (ROOT / "sql/migrations/0012.platform-summary.sql").read_text("utf-8").split("$durations$")[1]
+    text = (ROOT / "sql/migrations/0017.platform-summary.sql").read_text("utf-8").split("$durations$")[1]
     as_read = " ".join(line.partition("--")[0] for line in text.splitlines()).split()
     assert " ".join(as_read).replace("( ", "(").replace(" )", ")") == _queries._DURATIONS
 

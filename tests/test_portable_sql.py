@@ -16,12 +16,13 @@ JOB: dict[str, Any] = {"action_type_id": 1, "marketplace": "ebay", "success": Tr
 READ: dict[str, Any] = {"schema": "user_1", "marketplace": None, "days": 7, "until": None}
 _update, _upsert, _ = _queries.update_job_stats(schema="user_1", **JOB)
 _batch = _queries.update_job_stats_batch(schema="user_1", outcomes=[JobOutcome(**JOB)])
+assert _batch
 STATEMENTS: dict[str, str] = {
     name: statement.decode() if isinstance(statement, bytes) else statement.as_string(None)
     for name, statement in {
         "update": _update,
         "upsert": _upsert,
-        "batch": _batch,
+        "batch": _batch[0],
         "get_platform_summary": _queries.get_platform_summary(days=7, until=None)[0],
         **{
             f"{function.__name__}({only})": function(action_type_id=only, **READ)[0]
@@ -29,7 +30,6 @@ STATEMENTS: dict[str, str] = {
             for only in (None, 7)
         },
     }.items()
-    if statement
 }
 PROPAGATE = "SET LOCAL citus.propagate_set_commands = 'local';"
 UPSERT = "INSERT INTO t AS s (a) SELECT 1 ON CONFLICT (a) DO UPDATE SET"

@@ -211,7 +211,7 @@ def test_a_sequence_that_is_free_at_the_end_of_the_run(legacy: Connection) -> No
     ):
         writer.execute("SELECT nextval('template_tenant.vinted_job_stats_id_seq')")
         reader.execute("SELECT FROM user_1.vinted_job_stats")
-        ok(yoyo(legacy, "apply", "--revision", "0011"))
+        ok(yoyo(legacy, "apply", "--revision", "0019"))
         with running(psql, legacy, "-f", UPGRADE) as results:
             while not column(legacy, "SELECT count(*) > 0 FROM tenancy.journal WHERE schema_name = 'user_1'")[0]:
                 legacy.execute("SELECT pg_sleep(0.01)")

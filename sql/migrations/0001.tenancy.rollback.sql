@@ -6,10 +6,12 @@ CALL tenancy.refuse_while_needed();
 
 DROP PROCEDURE tenancy.refuse_while_needed;
 DROP PROCEDURE tenancy.make_private;
+DROP TABLE tenancy.effects;
 DROP TABLE tenancy.migrations;
 DROP TABLE tenancy.renames_left;
 DROP TABLE tenancy.undo;
 DROP TABLE tenancy.journal;
 DROP TABLE tenancy.runs;
+DROP TABLE tenancy.left_out;
 DROP VIEW tenancy.tenants;
 DROP SCHEMA tenancy;

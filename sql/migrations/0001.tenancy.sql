@@ -1,6 +1,6 @@
 -- The schema tenancy: which schemas are tenants, and what is kept of the migrations that run in them.
 --
--- Touches no tenant, and locks nothing that anybody uses. It knows nothing of any table of the tenants': 0002 to 0005
+-- Touches no tenant, and locks nothing that anybody uses. It knows nothing of any table of the tenants': 0002 to 0007
 -- hold the routines, by which a migration of any table runs plain DDL in every tenant's schema. Undone by the rollback
 -- file, which refuses while a rollback needs what is kept here.
 --
@@ -26,6 +26,12 @@ SELECT
     nspname AS schema_name
 FROM pg_namespace
 WHERE nspname = 'template_tenant' OR starts_with(nspname::text, 'user_');
+
+-- Tenants that every run passes over, up and down: for a DBA to fill. By name, so that a renamed one is not forgotten.
+CREATE TABLE tenancy.left_out (
+    schema_name name CONSTRAINT pk_left_out PRIMARY KEY,
+    reason text NOT NULL
+);
 
 
 ---- A log, which may be pruned at any time ----
@@ -85,6 +91,15 @@ CREATE TABLE tenancy.migrations (
     script text NOT NULL,
     lock_timeout_ms integer NOT NULL,
     attempts integer NOT NULL
+);
+
+-- What a migration has made of a table, and removed from it, as seen in the template: what is expected of each tenant.
+CREATE TABLE tenancy.effects (
+    migration text NOT NULL,
+    table_name name NOT NULL,
+    made text[] NOT NULL,
+    removed text[] NOT NULL,
+    CONSTRAINT pk_effects PRIMARY KEY (migration, table_name)
 );
 
 

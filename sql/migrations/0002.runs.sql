@@ -1,4 +1,4 @@
--- How a run of a migration through the tenants begins, goes on, is watched and ends. For 0003, which runs it.
+-- How a run of a migration through the tenants begins, goes on, is watched and ends. For 0004, which runs it.
 --
 -- depends: 0001.tenancy
 
@@ -39,11 +39,51 @@ BEGIN
         'SELECT t.schema_name, bool_or(q.is_pending)
         FROM tenancy.tenants AS t
         LEFT JOIN (%s) AS q (schema_oid, is_pending) ON t.schema_oid = q.schema_oid
-        WHERE t.schema_name ~ %L
+        WHERE t.schema_name ~ %L AND t.schema_name NOT IN (SELECT l.schema_name FROM tenancy.left_out AS l)
         GROUP BY 1', pending, pattern
     );
 END
 $function$;
+
+-- The schemas that a migration would concern, if they were tenants.
+CREATE OR REPLACE FUNCTION tenancy.strangers(pending text)
+RETURNS text
+LANGUAGE plpgsql
+SET search_path = pg_catalog, pg_temp
+AS $function$
+DECLARE
+    found text;
+BEGIN
+    EXECUTE format(
+        'SELECT string_agg(quote_ident(n.nspname), '', '' ORDER BY n.nspname)
+        FROM pg_namespace AS n
+        WHERE n.oid IN (SELECT q.schema_oid FROM (%s) AS q (schema_oid, is_pending)) AND n.oid NOT IN (
+            SELECT t.schema_oid FROM tenancy.tenants AS t
+        )', pending
+    ) INTO found;
+    RETURN left(found, 1000);
+END
+$function$;
+
+-- The settings of a run's own statements, to the end of the transaction. Each step of a run begins so.
+CREATE OR REPLACE PROCEDURE tenancy.begin_step()
+LANGUAGE plpgsql
+SET search_path = pg_catalog, pg_temp
+AS $procedure$
+BEGIN
+    SET LOCAL citus.propagate_set_commands = 'local';
+    SET LOCAL lock_timeout = 0;
+    SET LOCAL client_min_messages = error; -- a NOTICE to a client that is gone would end the run
+    IF current_setting('transaction_timeout', true) <> '0' THEN -- PostgreSQL has it since 17
+        SET LOCAL transaction_timeout = 0;
+    END IF;
+    IF current_setting('pg_stat_statements.track', true) <> 'none'
+        AND has_parameter_privilege('pg_stat_statements.track', 'SET')
+    THEN
+        SET LOCAL pg_stat_statements.track = 'none'; -- a run's statements would evict the application's
+    END IF;
+END
+$procedure$;
 
 -- Begins a run, or refuses to: one runner at a time.
 CREATE OR REPLACE PROCEDURE tenancy.start_run(
@@ -54,12 +94,18 @@ LANGUAGE plpgsql
 SET search_path = pg_catalog, pg_temp
 AS $procedure$
 DECLARE
+    undone constant text := substring(migration FROM '(.*)\.rollback$'); -- NULL if this is no rollback
     matching integer;
     to_do integer;
 BEGIN
+    CALL tenancy.begin_step();
     IF current_setting('transaction_isolation') <> 'read committed' THEN -- else a script overlooks what it waited for
         RAISE EXCEPTION 'the isolation level must be read committed, not %', current_setting('transaction_isolation')
         USING HINT = $$PGOPTIONS='-c default_transaction_isolation=read\ committed'$$;
+    ELSIF current_setting('statement_timeout') <> '0' THEN -- it would end the run, and cannot be lifted from here
+        RAISE EXCEPTION 'statement_timeout is %, and would count for all tenants together',
+            current_setting('statement_timeout')
+        USING HINT = 'SET statement_timeout = 0 first, in the same session: not through a pooler that takes another.';
     END IF;
     LOCK TABLE tenancy.runs IN SHARE ROW EXCLUSIVE MODE; -- of two that begin at once, one sees the other
     IF EXISTS (SELECT FROM tenancy.progress AS p WHERE p.state = 'running') THEN
@@ -81,73 +127,31 @@ BEGIN
     IF matching = 0 AND tenancy.is_canary() THEN
         RAISE EXCEPTION 'no tenant matches ^(%)$', current_setting('tenancy.tenants')
         USING HINT = 'See tenancy.tenants: the setting, and the view.';
+    ELSIF to_do + already_done = 0 AND NOT tenancy.is_canary() AND tenancy.strangers(pending) <> '' THEN
+        RAISE EXCEPTION 'no tenant is concerned, but schemas are that are no tenants: %', tenancy.strangers(pending)
+        USING HINT = 'The view tenancy.tenants says what a tenant is: replace it, or rename or drop these schemas.';
     END IF;
     INSERT INTO tenancy.runs AS r (migration, pid, to_do)
     VALUES (migration, pg_backend_pid(), to_do)
     RETURNING r.id INTO run_id;
 
-    IF NOT tenancy.is_rehearsal() AND NOT tenancy.is_canary() THEN
-        DELETE FROM tenancy.migrations AS m WHERE m.name IN (migration, regexp_replace(migration, '\.rollback$', ''));
+    -- A migration begins with its number. Anything else is done once, and sweep() does not repeat it.
+    IF NOT tenancy.is_rehearsal() AND NOT tenancy.is_canary() AND migration ~ '^[0-9]' THEN
+        DELETE FROM tenancy.migrations AS m
+        WHERE m.name IN (migration, undone) OR ( -- with a rollback goes what came later to the same table
+            m.name COLLATE "C" > undone
+            AND EXISTS (
+                SELECT FROM tenancy.effects AS e
+                INNER JOIN tenancy.effects AS f USING (table_name)
+                WHERE e.migration = m.name AND f.migration = undone
+            )
+        );
         INSERT INTO tenancy.migrations
-        SELECT migration, pending, script, lock_timeout_ms, attempts WHERE migration !~ '\.rollback$';
+        SELECT migration, pending, script, lock_timeout_ms, attempts WHERE undone IS NULL;
     END IF;
     -- Of tables that are gone: their oid may be another's one day.
     DELETE FROM tenancy.undo AS u WHERE NOT EXISTS (SELECT FROM pg_class AS c WHERE c.oid = u.target);
     DELETE FROM tenancy.renames_left AS l WHERE NOT EXISTS (SELECT FROM pg_class AS c WHERE c.oid = l.sequence);
-END
-$procedure$;
-
--- The tenants of a run's next pass, NULL if there is none: template_tenant alone, and nobody after it if it failed;
--- then all others. After a pass in which some were locked comes a pause, and an attempt that waits longer, up to
--- attempts.
-CREATE OR REPLACE PROCEDURE tenancy.next_pass(
-    run_id bigint, pending text, lock_timeout_ms integer, attempts integer, INOUT attempt integer, INOUT queue name[]
-)
-LANGUAGE plpgsql
-SET search_path = pg_catalog, pg_temp
-AS $procedure$
-DECLARE
-    seen record;
-    suspect name;
-BEGIN
-    SELECT
-        coalesce(bool_or(j.outcome = 'locked' AND j.attempt = next_pass.attempt), false) AS some_locked,
-        coalesce(bool_or(j.outcome = 'failed' AND j.schema_name = 'template_tenant'), false) AS template_failed
-    INTO seen
-    FROM tenancy.journal AS j
-    WHERE j.run_id = next_pass.run_id;
-    queue := NULL;
-    IF seen.template_failed OR (seen.some_locked AND attempt = attempts) THEN
-        RETURN;
-    END IF;
-    IF seen.some_locked THEN
-        PERFORM pg_sleep(attempt * 3 * lock_timeout_ms / 1000.0);
-        attempt := attempt + 1;
-    END IF;
-    -- Where the last run of this migration was killed, the tenant whose turn it was comes last: if its own code ends
-    -- the session, the others are done before.
-    SELECT min(l.schema_name) INTO suspect
-    FROM tenancy.look(pending) AS l
-    INNER JOIN tenancy.progress AS p ON p.run_id = (
-        SELECT max(r.id) FROM tenancy.runs AS r
-        WHERE r.id < next_pass.run_id AND r.migration = (
-            SELECT this.migration FROM tenancy.runs AS this WHERE this.id = next_pass.run_id
-        )
-    )
-    WHERE l.is_pending AND p.state = 'killed' AND l.schema_name > (
-        SELECT j.schema_name FROM tenancy.journal AS j WHERE j.run_id = p.run_id ORDER BY j.id DESC LIMIT 1
-    );
-    SELECT array_agg(
-        l.schema_name
-        ORDER BY l.schema_name <> 'template_tenant', coalesce(l.schema_name = suspect, false), l.schema_name
-    ) INTO queue
-    FROM tenancy.look(pending) AS l
-    WHERE l.is_pending AND l.schema_name NOT IN (
-        SELECT j.schema_name FROM tenancy.journal AS j WHERE j.run_id = next_pass.run_id AND j.outcome <> 'locked'
-    );
-    IF queue[1] = 'template_tenant' THEN
-        queue := queue[1:1];
-    END IF;
 END
 $procedure$;
 
@@ -157,6 +161,7 @@ LANGUAGE plpgsql
 SET search_path = pg_catalog, pg_temp
 AS $procedure$
 BEGIN
+    CALL tenancy.begin_step();
     INSERT INTO tenancy.journal (run_id, migration, schema_name, milliseconds, attempt, outcome, problem)
     SELECT
         finish_run.run_id, finish_run.migration, j.schema_name, 0, j.attempt, 'failed',
@@ -171,7 +176,7 @@ $procedure$;
 
 -- Says how a run ended, or raises: if tenants were left, or if others than psql might take it for the whole.
 CREATE OR REPLACE PROCEDURE tenancy.report_run(
-    run_id bigint, attempts integer, migration text, already_done integer,
+    run_id bigint, migration text, already_done integer,
     INOUT done integer, INOUT failed integer, INOUT slowest_ms numeric, INOUT seconds numeric
 )
 LANGUAGE plpgsql
@@ -191,7 +196,7 @@ BEGIN
     FROM (
         SELECT DISTINCT ON (a.schema_name)
             a.*,
-            a.outcome = 'failed' OR (a.outcome = 'locked' AND a.attempt = attempts) AS is_left,
+            a.outcome IN ('failed', 'locked') AND to_regnamespace(quote_ident(a.schema_name)) IS NOT NULL AS is_left,
             max(a.milliseconds) OVER () AS slowest
         FROM tenancy.journal AS a
         WHERE a.run_id = report_run.run_id
@@ -226,13 +231,14 @@ SELECT
     r.migration,
     CASE
         WHEN r.finished_at IS NOT NULL THEN 'ended'
+        WHEN pg_is_in_recovery() THEN 'unknown: ask the primary'
         WHEN r.pid <> pg_backend_pid() AND EXISTS ( -- with another start, it would be another process of this number
             SELECT FROM pg_stat_activity AS a WHERE a.pid = r.pid AND (a.backend_start <= r.started_at) IS NOT FALSE
         ) THEN 'running'
         ELSE 'killed'
     END AS state,
     j.done,
-    greatest(r.to_do - j.done - j.failed, 0) AS still_to_do,
+    CASE WHEN r.finished_at IS NULL THEN greatest(r.to_do - j.done - j.failed, 0) ELSE 0 END AS still_to_do,
     j.failed,
     j.locked,
     round(j.done / nullif(extract(epoch FROM j.last_at - r.started_at), 0), 1) AS done_per_second

@@ -20,13 +20,14 @@ CALL tenancy.for_each_tenant(
     lock_timeout_ms => 100,
     attempts => 9,
     run => $tenant$
-        DROP VIEW IF EXISTS vinted_job_stats; -- clones of the template have none
-
-        -- Locks the table, after the view, as its writers do: nothing is counted while we fold. LOCK TABLE would also
-        -- take a view of that name, and lock what it reads.
+        -- Both only lock: the view, which the template has not, and then the table, as its writers do. Nothing is
+        -- counted while we fold. LOCK TABLE would also take a view of that name, and lock what it reads.
+        ALTER VIEW IF EXISTS vinted_job_stats SET (check_option = cascaded);
         ALTER TABLE marketplace_job_stats DROP CONSTRAINT IF EXISTS ck_marketplace_job_stats_marketplace;
 
+        -- The view is still there, for triggers that read it.
         CALL job_stats.fold_marketplaces('marketplace_job_stats');
+        DROP VIEW IF EXISTS vinted_job_stats;
 
         -- By the old names, and the old definitions. Tables that were born migrated get those of a clone of the
         -- template.
@@ -42,11 +43,13 @@ CALL tenancy.for_each_tenant(
             $clone$
         );
 
-        -- With the column go its check, its unique key and its index, whatever they are called.
-        ALTER TABLE marketplace_job_stats
-            DROP COLUMN marketplace,
-            DROP COLUMN IF EXISTS untimed_jobs, -- 0021's, if that has not been rolled back
-            DROP COLUMN IF EXISTS total_duration_ms;
+        -- With the column go its check, its unique key and its index, whatever they are called. Later migrations'
+        -- columns are gone already, unless these have not been rolled back.
+        CALL tenancy.drop_later_columns('marketplace_job_stats', '0020.marketplace-job-stats');
+        ALTER TABLE marketplace_job_stats DROP COLUMN marketplace;
+
+        -- Names that PostgreSQL 18 gave, from this table's, where an older server was upgraded to it meanwhile.
+        CALL tenancy.rename_not_nulls('marketplace_job_stats', 'vinted_job_stats');
 
         ALTER TABLE marketplace_job_stats RENAME TO vinted_job_stats;
     $tenant$

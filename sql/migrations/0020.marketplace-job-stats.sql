@@ -7,7 +7,7 @@
 -- tenancy.undo, what is dropped and renamed; in tenancy.renames_left, sequences that were in use, which the end of the
 -- run renames. Old code goes on through the view. Undone by the rollback file, which loses nothing.
 --
--- depends: 0012.platform-summary
+-- depends: 0019.version-0.1.0
 -- transactional: false
 
 SET statement_timeout = 0; -- a role's timeout would count for the whole CALL
@@ -17,11 +17,14 @@ CALL tenancy.for_each_tenant(
     pending => $$
         SELECT relnamespace, relname = 'vinted_job_stats'
         FROM pg_catalog.pg_class
-        WHERE relname IN ('vinted_job_stats', 'marketplace_job_stats') AND relkind = 'r'
+        WHERE relname IN ('vinted_job_stats', 'marketplace_job_stats') AND relkind IN ('r', 'p')
     $$,
     lock_timeout_ms => 100,
     attempts => 9,
     run => $tenant$
+        -- By name, before anything is changed: the tenants that job_stats.preflight calls refused.
+        CALL job_stats.refuse_misfits('vinted_job_stats');
+
         ALTER TABLE vinted_job_stats RENAME TO marketplace_job_stats;
 
         -- A change of the catalog: every existing row is Vinted's, and is not touched.
@@ -42,7 +45,7 @@ CALL tenancy.for_each_tenant(
 
         CALL tenancy.rename_parts('marketplace_job_stats', 'vinted_job_stats', 'marketplace_job_stats');
 
-        -- For code from before: the Vinted rows, under the old name.
+        -- For old code: the Vinted rows, under the old name.
         CALL job_stats.create_legacy_view('marketplace_job_stats');
 
         -- eBay's and Etsy's action types are not in Vinted's table. Late, since all tenants share what this locks.

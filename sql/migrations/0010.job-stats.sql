@@ -1,8 +1,8 @@
--- The schema job_stats: what is not for any table, but for the job statistics. 0008 to 0010 hold its routines.
+-- The schema job_stats: what is not for any table, but for the job statistics. 0011 to 0017 hold its routines.
 --
 -- Touches no tenant. Undone by the rollback file.
 --
--- depends: 0006.rename-parts
+-- depends: 0009.deviations
 
 SET LOCAL search_path = pg_catalog, pg_temp;
 

@@ -1,4 +1,4 @@
--- Drops what 0009 created. Refuses while a migration is applied to a tenant.
+-- Drops what 0013 created. Refuses while a migration is applied to a tenant.
 
 SET LOCAL search_path = pg_catalog, pg_temp;
 
@@ -9,6 +9,3 @@ DROP FUNCTION job_stats.forget_rows;
 DROP PROCEDURE job_stats.forget_deleted;
 DROP PROCEDURE job_stats.unfold_marketplaces;
 DROP PROCEDURE job_stats.lock_archive;
-DROP FUNCTION job_stats.fold_rows;
-DROP FUNCTION job_stats.has_other_marketplaces;
-DROP PROCEDURE job_stats.fold_marketplaces;

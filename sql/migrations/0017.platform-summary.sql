@@ -2,7 +2,7 @@
 --
 -- Undone by the rollback file.
 --
--- depends: 0011.version-0.1.0
+-- depends: 0016.new-tenants
 
 SET LOCAL search_path = pg_catalog, pg_temp;
 

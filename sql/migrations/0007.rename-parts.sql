@@ -1,6 +1,6 @@
 -- Renames what carries the former name of a tenant's table, and keeps in tenancy.undo what it was called.
 --
--- depends: 0005.drop-and-restore
+-- depends: 0006.drop-and-restore
 
 SET LOCAL search_path = pg_catalog, pg_temp;
 
@@ -71,6 +71,7 @@ AS $procedure$
 DECLARE
     left_over record;
 BEGIN
+    CALL tenancy.begin_step();
     SET LOCAL citus.propagate_set_commands = 'local';
     EXECUTE format('SET LOCAL lock_timeout = %s', lock_timeout_ms);
     FOR left_over IN SELECT l.sequence, l.new_name FROM tenancy.renames_left AS l LOOP
@@ -141,6 +142,29 @@ BEGIN
     IF keep AND back <> '{}' THEN
         CALL tenancy.remember(target, renames => array_to_string(back, E'\n'));
     END IF;
+END
+$procedure$;
+
+-- Renames NOT NULL constraints of names that PostgreSQL has made from the table's name.
+CREATE OR REPLACE PROCEDURE tenancy.rename_not_nulls(target regclass, new_table_name name)
+LANGUAGE plpgsql
+SET search_path = pg_catalog, pg_temp
+AS $procedure$
+DECLARE
+    part record;
+BEGIN
+    FOR part IN
+        SELECT
+            n.conname,
+            format('%s_%s_not_null', new_table_name, a.attname) AS new_name
+        FROM pg_constraint AS n
+        INNER JOIN pg_class AS c ON n.conrelid = c.oid
+        INNER JOIN pg_attribute AS a ON n.conrelid = a.attrelid AND n.conkey = ARRAY[a.attnum]
+        WHERE n.conrelid = target AND n.contype = 'n' AND n.conname = format('%s_%s_not_null', c.relname, a.attname)
+    LOOP
+        -- not on Citus: of the PostgreSQL that it runs on, these have no names
+        EXECUTE format('ALTER TABLE %s RENAME CONSTRAINT %I TO %I', target, part.conname, part.new_name);
+    END LOOP;
 END
 $procedure$;
 

@@ -4,6 +4,5 @@ SET LOCAL search_path = pg_catalog, pg_temp;
 
 CALL tenancy.refuse_while_needed();
 
-DROP FUNCTION job_stats.outdoes;
-DROP PROCEDURE job_stats.create_legacy_view;
-DROP FUNCTION job_stats.grants;
+DROP PROCEDURE tenancy.next_pass;
+DROP FUNCTION tenancy.lock_holders;

@@ -4,7 +4,5 @@ SET LOCAL search_path = pg_catalog, pg_temp;
 
 CALL tenancy.refuse_while_needed();
 
-DROP PROCEDURE job_stats.verify;
-DROP VIEW job_stats.tenant_status;
-DROP FUNCTION job_stats.facts;
-DROP FUNCTION job_stats.strings;
+DROP TABLE job_stats.archives;
+DROP SCHEMA job_stats;

@@ -1,4 +1,4 @@
--- Drops what 0003 created. Refuses while a migration is applied to a tenant.
+-- Drops what 0004 created. Refuses while a migration is applied to a tenant.
 
 SET LOCAL search_path = pg_catalog, pg_temp;
 
@@ -9,4 +9,3 @@ DROP PROCEDURE tenancy.next_migration;
 DROP PROCEDURE tenancy.for_each_tenant;
 DROP PROCEDURE tenancy.run_in_tenant;
 DROP PROCEDURE tenancy.run_script;
-DROP FUNCTION tenancy.lock_holders;

@@ -1,4 +1,4 @@
--- Drops what 0005 created. Refuses while a migration is applied to a tenant.
+-- Drops what 0006 created. Refuses while a migration is applied to a tenant.
 
 SET LOCAL search_path = pg_catalog, pg_temp;
 

@@ -1,6 +1,6 @@
 -- The view by which old code, which was written for vinted_job_stats, goes on after the change.
 --
--- depends: 0007.job-stats
+-- depends: 0010.job-stats
 
 SET LOCAL search_path = pg_catalog, pg_temp;
 
@@ -22,24 +22,28 @@ AS $function$
     WHERE t.attrelid = relation AND t.attacl IS NOT NULL AND NOT t.attisdropped;
 $function$;
 
--- Shows target's Vinted rows under the legacy name and in the legacy columns, for old code to read and write as before,
--- with the table's owner and grants. Not in the template: CREATE TABLE ... LIKE a view would copy no keys.
+-- Shows target's Vinted rows under the legacy name and in the legacy columns, those before marketplace, for old code to
+-- read and write as before, with the table's owner and grants. Not in the template: CREATE TABLE ... LIKE a view would
+-- copy no keys.
 CREATE OR REPLACE PROCEDURE job_stats.create_legacy_view(target regclass)
 LANGUAGE plpgsql
 SET search_path = pg_catalog, pg_temp
 AS $procedure$
 DECLARE
-    later constant name[] := '{marketplace, untimed_jobs, total_duration_ms}'; -- columns that old code does not know
+    legacy_columns constant name[] := ARRAY(
+        SELECT a.attname
+        FROM pg_attribute AS a
+        WHERE a.attrelid = target AND a.attnum > 0 AND NOT a.attisdropped AND a.attnum < (
+            SELECT m.attnum FROM pg_attribute AS m WHERE m.attrelid = target AND m.attname = 'marketplace'
+        )
+        ORDER BY a.attnum
+    );
     origin record;
     permission text;
 BEGIN
     SELECT
         c.relnamespace::regnamespace AS tenant,
-        (
-            SELECT string_agg(quote_ident(a.attname), ', ' ORDER BY a.attnum)
-            FROM pg_attribute AS a
-            WHERE a.attrelid = target AND a.attnum > 0 AND NOT a.attisdropped AND a.attname <> ALL (later)
-        ) AS columns,
+        (SELECT string_agg(quote_ident(l.attname), ', ') FROM unnest(legacy_columns) AS l (attname)) AS columns,
         -- An invoker must be able to read every column of the view, whichever are asked for. Who may read some only
         -- would be refused: for them the owner reads, and the view's grants decide; but never past row-level security.
         c.relrowsecurity OR NOT EXISTS (
@@ -65,7 +69,7 @@ BEGIN
             CASE WHEN g.is_grantable THEN ' WITH GRANT OPTION' END
         )
         FROM job_stats.grants(target) AS g
-        WHERE (g.column_name <> ALL (later)) IS NOT FALSE
+        WHERE (g.column_name = ANY (legacy_columns)) IS NOT FALSE
     LOOP
         EXECUTE permission;
     END LOOP;

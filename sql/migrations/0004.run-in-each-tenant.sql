@@ -9,44 +9,9 @@
 --     does what is left, and touches no tenant that is done.
 --   * One runner at a time: a run that has not ended, and whose process lives, refuses another.
 --
--- depends: 0002.runs
+-- depends: 0003.effects
 
 SET LOCAL search_path = pg_catalog, pg_temp;
-
--- Who holds locks on a tenant's tables, on what their foreign keys point at, or on what they inherit from or to.
-CREATE OR REPLACE FUNCTION tenancy.lock_holders(tenant name)
-RETURNS text
-LANGUAGE sql
-STABLE
-SET search_path = pg_catalog, pg_temp
-AS $function$
-    WITH own AS (
-        SELECT c.oid FROM pg_class AS c WHERE c.relnamespace = to_regnamespace(quote_ident(tenant))
-    )
-
-    SELECT coalesce(string_agg(DISTINCT format(
-        'pid %s (%s, in a transaction since %s)',
-        coalesce(l.pid::text, 'none'),
-        coalesce(nullif(a.application_name, ''), a.usename, a.backend_type, 'a prepared transaction'),
-        coalesce(a.xact_start::timestamptz(0)::text, 'a time that is hidden')
-    ), ', '), 'a transaction that has ended')
-    FROM pg_locks AS l
-    LEFT JOIN pg_stat_activity AS a ON l.pid = a.pid
-    WHERE
-        l.granted
-        AND l.pid IS DISTINCT FROM pg_backend_pid()
-        AND l.database = (SELECT d.oid FROM pg_database AS d WHERE d.datname = current_database())
-        AND l.relation IN (
-            SELECT own.oid FROM own
-            UNION ALL
-            SELECT f.confrelid FROM pg_constraint AS f
-            WHERE f.connamespace = to_regnamespace(quote_ident(tenant)) AND f.contype = 'f'
-            UNION ALL
-            SELECT i.inhrelid FROM pg_inherits AS i INNER JOIN own ON i.inhparent = own.oid
-            UNION ALL
-            SELECT i.inhparent FROM pg_inherits AS i INNER JOIN own ON i.inhrelid = own.oid
-        );
-$function$;
 
 -- Runs a script whose unqualified names are the tenant's. As one statement: Citus refuses more than one in an EXECUTE.
 -- The settings are those under which undo scripts are written.
@@ -80,7 +45,10 @@ DECLARE
     start constant timestamptz := clock_timestamp();
     result text := 'done';
     reason text;
+    context text;
+    before jsonb;
 BEGIN
+    CALL tenancy.begin_step();
     SET LOCAL synchronous_commit = off; -- the next synchronous commit, such as the deploy tool's mark, flushes all
     SET LOCAL row_security = off; -- an error rather than rows unseen
     SET LOCAL plan_cache_mode = force_generic_plan; -- the helpers' queries are planned once, not in each tenant
@@ -90,10 +58,15 @@ BEGIN
         SET LOCAL deadlock_timeout = '10ms'; -- the victim of a deadlock is to be this run, not old code
     END IF;
     BEGIN
+        IF tenancy.is_to_be_noted(run_id, migration, tenant) THEN
+            before := tenancy.facts_of(tenant);
+        END IF;
         CALL tenancy.run_script(tenant, script);
         IF tenancy.is_rehearsal() THEN
             result := 'rehearsed';
             RAISE EXCEPTION 'to be rolled back';
+        ELSIF before IS NOT NULL THEN
+            CALL tenancy.note_effects(migration, tenant, before);
         END IF;
     EXCEPTION
         WHEN OTHERS THEN
@@ -106,16 +79,22 @@ BEGIN
                 reason := 'locked by ' || tenancy.lock_holders(tenant);
             ELSE
                 result := 'failed';
-                GET STACKED DIAGNOSTICS reason = PG_EXCEPTION_DETAIL;
+                GET STACKED DIAGNOSTICS reason = PG_EXCEPTION_DETAIL, context = PG_EXCEPTION_CONTEXT;
                 -- In one line, and not too long: a tenant's code may have written it.
                 reason := concat_ws(
                     ' ',
                     regexp_replace(left(SQLERRM, 1000), '[[:cntrl:]]+', ' ', 'g'),
                     nullif(regexp_replace(left(reason, 1000), '[[:cntrl:]]+', ' ', 'g'), ''),
+                    -- Whose code has failed, such as an event trigger's, unless it has said so itself.
+                    '(in ' || substring(
+                        split_part(left(context, 2000), 'PL/pgSQL function inline_code_block', 1)
+                        FROM '^(?:SQL statement "[^\n]*\n)?((?:PL/\S*|SQL) function (?!tenancy\.|[^\n]*RAISE)[^\n]+)'
+                    ) || ')',
                     CASE SQLSTATE WHEN '42501' THEN format('(as role %I: docs/grants.sql)', current_user) END
                 );
             END IF;
     END;
+    SET LOCAL lock_timeout = 0;
     PERFORM pg_advisory_unlock_all(); -- what a tenant's code has taken would outlive its transaction
     INSERT INTO tenancy.journal (run_id, migration, schema_name, milliseconds, attempt, outcome, problem)
     VALUES (
@@ -130,10 +109,11 @@ $procedure$;
 -- there (true) or was before (false). Attempt n at a locked tenant waits up to n * lock_timeout_ms for each lock; after
 -- a pause of n * 3 * lock_timeout_ms, attempt n + 1 follows.
 --
--- Settings, for rehearsals and canaries (PGOPTIONS='-c tenancy.dry_run=on' psql -f FILE):
---   tenancy.dry_run    on: the script is run in each tenant and rolled back
---   tenancy.tenants    a regular expression: only tenants whose whole name matches
--- Both leave tenants to do. Lest a deploy tool mark that as applied, only psql gets the row: others get an error.
+-- Settings, for rehearsals and canaries (psql -c 'SET tenancy.dry_run = on' -f FILE):
+--   tenancy.dry_run        on: the script is run in each tenant and rolled back
+--   tenancy.tenants        a regular expression: only tenants whose whole name matches
+--   tenancy.give_up_after  an interval, after which tenants that are locked are left
+-- The first two leave tenants to do. Lest a deploy tool mark that as applied, only psql gets the row: others an error.
 --
 -- Returns the migration; how many tenants were done (or rehearsed), were done before, failed; the most milliseconds
 -- that one took, which no lock outlasts; and the seconds of the whole.
@@ -174,7 +154,7 @@ BEGIN
     CALL tenancy.rename_left_over(lock_timeout_ms);
     CALL tenancy.finish_run(this_run, migration, pending);
     COMMIT;
-    CALL tenancy.report_run(this_run, attempts, migration, already_done, done, failed, slowest_ms, seconds);
+    CALL tenancy.report_run(this_run, migration, already_done, done, failed, slowest_ms, seconds);
 END
 $procedure$;
 

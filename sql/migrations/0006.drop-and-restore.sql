@@ -4,7 +4,7 @@
 -- The helpers get the table as a regclass. What they name of it in a script is unqualified, since the schema may be
 -- called otherwise by then, or be in another database; the script is run as a migration's is, in the tenant's path.
 --
--- depends: 0004.as-owner
+-- depends: 0005.as-owner
 
 SET LOCAL search_path = pg_catalog, pg_temp;
 

@@ -1,6 +1,6 @@
 -- Runs a function with the rights of a table's owner, in a way that the owner's code cannot leave.
 --
--- depends: 0003.run-in-each-tenant
+-- depends: 0004.run-in-each-tenant
 
 SET LOCAL search_path = pg_catalog, pg_temp;
 

@@ -1,8 +1,0 @@
--- Drops what 0007 created. Refuses while a migration is applied to a tenant.
-
-SET LOCAL search_path = pg_catalog, pg_temp;
-
-CALL tenancy.refuse_while_needed();
-
-DROP TABLE job_stats.archives;
-DROP SCHEMA job_stats;

@@ -1,0 +1,7 @@
+-- Drops what 0009 created. Refuses while a migration is applied to a tenant.
+
+SET LOCAL search_path = pg_catalog, pg_temp;
+
+CALL tenancy.refuse_while_needed();
+
+DROP FUNCTION tenancy.deviations;

@@ -1,0 +1,11 @@
+-- Drops what 0012 created. Refuses while a migration is applied to a tenant.
+
+SET LOCAL search_path = pg_catalog, pg_temp;
+
+CALL tenancy.refuse_while_needed();
+
+DROP FUNCTION job_stats.assign_rows;
+DROP PROCEDURE job_stats.assign_marketplaces;
+DROP FUNCTION job_stats.fold_rows;
+DROP FUNCTION job_stats.has_other_marketplaces;
+DROP PROCEDURE job_stats.fold_marketplaces;

@@ -1,0 +1,188 @@
+-- Restores what 0012 has folded. Its functions that run as the owner are written as those there.
+--
+-- depends: 0012.fold
+
+SET LOCAL search_path = pg_catalog, pg_temp;
+
+-- An archive of a table, locked, so that it stays the one that was looked at; NULL if there is none. Only an ordinary
+-- table of the table's owner that fold_marketplaces() made is believed.
+CREATE OR REPLACE PROCEDURE job_stats.lock_archive(target regclass, archive name, INOUT locked regclass)
+LANGUAGE plpgsql
+SET search_path = pg_catalog, pg_temp
+AS $procedure$
+DECLARE
+    home constant regnamespace := (SELECT c.relnamespace FROM pg_class AS c WHERE c.oid = target);
+    place constant text := format('%s.%I', home, archive);
+BEGIN
+    SELECT a.oid INTO locked
+    FROM pg_class AS a
+    INNER JOIN pg_class AS t ON a.relowner = t.relowner
+    INNER JOIN job_stats.archives AS k ON a.oid = k.archive
+    WHERE a.oid = to_regclass(place) AND a.relkind = 'r' AND t.oid = target;
+    IF locked IS NOT NULL THEN
+        EXECUTE format('LOCK TABLE %s', place);
+    END IF;
+    IF to_regclass(place) IS DISTINCT FROM locked THEN -- it never was, or, by the time of the lock, no longer is
+        RAISE EXCEPTION '% is none that a rollback here has made', place
+        USING DETAIL = '(Rename or drop it. If it came here with its tenant: docs/runbook.md, "Move a tenant".)';
+    END IF;
+END
+$procedure$;
+
+-- Restores what fold_marketplaces() archived, and credits to Vinted what legacy code has counted since. Refuses where
+-- it would have to guess: where a folded row is gone, or counts less than it did.
+CREATE OR REPLACE PROCEDURE job_stats.unfold_marketplaces(
+    target regclass, archive name DEFAULT 'marketplace_job_stats_archive'
+)
+LANGUAGE plpgsql
+SET search_path = pg_catalog, pg_temp
+AS $procedure$
+DECLARE
+    found regclass;
+    unfolded boolean;
+BEGIN
+    CALL job_stats.lock_archive(target, archive, found);
+    IF found IS NOT NULL THEN
+        IF archive <> 'marketplace_job_stats_archive' THEN
+            EXECUTE format('ALTER TABLE %s RENAME TO marketplace_job_stats_archive', found);
+        END IF;
+        CALL tenancy.as_owner(target, format('job_stats.unfold_rows(%L)', target), unfolded);
+        DELETE FROM job_stats.archives AS k WHERE k.archive = found;
+        EXECUTE format('DROP TABLE %s', found);
+    END IF;
+END
+$procedure$;
+
+-- Leaves to Vinted what is archived of rows that old code has deleted since.
+CREATE OR REPLACE PROCEDURE job_stats.forget_deleted(target regclass)
+LANGUAGE plpgsql
+SET search_path = pg_catalog, pg_temp
+AS $procedure$
+DECLARE
+    archive name;
+    found regclass;
+    forgotten boolean;
+BEGIN
+    FOR archive IN
+        SELECT a.relname
+        FROM job_stats.archives AS k
+        INNER JOIN pg_class AS a ON k.archive = a.oid
+        WHERE a.relnamespace = (SELECT t.relnamespace FROM pg_class AS t WHERE t.oid = target)
+    LOOP
+        CALL job_stats.lock_archive(target, archive, found);
+        CALL tenancy.as_owner(target, format('job_stats.forget_rows(%L, %L)', target, found), forgotten);
+    END LOOP;
+END
+$procedure$;
+
+CREATE OR REPLACE FUNCTION job_stats.forget_rows(target regclass, archive regclass)
+RETURNS boolean
+LANGUAGE plpgsql
+SET search_path = pg_catalog, pg_temp
+AS $function$
+BEGIN
+    EXECUTE format('DELETE FROM %s WHERE folded_id NOT IN (SELECT id FROM %s)', archive, target);
+    RETURN true;
+END
+$function$;
+
+CREATE OR REPLACE FUNCTION job_stats.unfold_rows(target regclass)
+RETURNS boolean
+LANGUAGE plpgsql
+SET search_path = pg_catalog, pg_temp
+AS $function$
+DECLARE
+    tenant constant regnamespace := (SELECT relnamespace FROM pg_class WHERE oid = target);
+    columns constant text := (
+        SELECT string_agg(quote_ident(t.attname), ', ')
+        FROM pg_attribute AS t
+        INNER JOIN pg_attribute AS a USING (attname)
+        WHERE
+            t.attrelid = target
+            AND a.attrelid = to_regclass(format('%s.marketplace_job_stats_archive', tenant))
+            AND t.attnum > 0 AND t.attgenerated = ''
+    );
+    insert_others constant text := format(
+        'INSERT INTO marketplace_job_stats (%1$s) OVERRIDING SYSTEM VALUE
+        SELECT %1$s FROM marketplace_job_stats_archive WHERE id <> folded_id', columns
+    );
+    lost text[];
+BEGIN
+    PERFORM set_config('search_path', tenant::text || ', pg_temp', true);
+
+    -- What legacy code has added to each row since; where the row is gone, it stays NULL.
+    UPDATE marketplace_job_stats_archive AS a
+    SET
+        added_total_jobs = s.total_jobs - a.folded_total_jobs,
+        added_success_count = s.success_count - a.folded_success_count,
+        added_failure_count = s.failure_count - a.folded_failure_count,
+        added_avg_duration_ms = CASE
+            WHEN a.folded_avg_duration_ms IS NULL THEN s.avg_duration_ms::numeric
+            ELSE pg_catalog.round(
+                greatest(
+                    s.avg_duration_ms::numeric * s.total_jobs::numeric
+                    - a.folded_avg_duration_ms * a.folded_total_jobs::numeric,
+                    0::numeric
+                ) / nullif(s.total_jobs::numeric - a.folded_total_jobs::numeric, 0::numeric)
+            )
+        END
+    FROM marketplace_job_stats AS s
+    WHERE s.id = a.folded_id AND (s.action_type_id, s.date) = (a.action_type_id, a.date);
+
+    SELECT pg_catalog.array_agg(DISTINCT pg_catalog.format('action type %s on %s', a.action_type_id, a.date)) INTO lost
+    FROM marketplace_job_stats_archive AS a
+    WHERE (a.added_total_jobs >= 0 AND a.added_success_count >= 0 AND a.added_failure_count >= 0) IS NOT TRUE;
+    IF lost IS NOT NULL THEN
+        PERFORM pg_catalog.set_config('search_path', 'pg_catalog, pg_temp', true);
+        RAISE EXCEPTION 'the archived split cannot be restored: legacy code has deleted or lowered %',
+            array_to_string(lost[1:5], ', ')
+            || CASE WHEN cardinality(lost) > 5 THEN format(', ... (%s)', cardinality(lost)) ELSE '' END
+        USING DETAIL = '(Repair these rows of vinted_job_stats, or delete theirs from marketplace_job_stats_archive.)';
+    END IF;
+
+    -- The rows as they were: first the one that is there, then the others; then what was added, as Vinted's.
+    UPDATE marketplace_job_stats AS s
+    SET
+        marketplace = a.marketplace,
+        total_jobs = a.total_jobs,
+        success_count = a.success_count,
+        failure_count = a.failure_count,
+        avg_duration_ms = a.avg_duration_ms
+    FROM marketplace_job_stats_archive AS a
+    WHERE s.id = a.id AND a.id = a.folded_id;
+
+    EXECUTE insert_others;
+
+    INSERT INTO marketplace_job_stats AS s
+        (action_type_id, marketplace, date, total_jobs, success_count, failure_count, avg_duration_ms)
+    SELECT
+        a.action_type_id,
+        'vinted',
+        a.date,
+        a.added_total_jobs,
+        a.added_success_count,
+        a.added_failure_count,
+        a.added_avg_duration_ms
+    FROM marketplace_job_stats_archive AS a
+    WHERE a.id = a.folded_id AND (a.added_total_jobs, a.added_success_count, a.added_failure_count) <> (0, 0, 0)
+    ON CONFLICT (action_type_id, marketplace, date) DO UPDATE SET
+        total_jobs = s.total_jobs + excluded.total_jobs,
+        success_count = s.success_count + excluded.success_count,
+        failure_count = s.failure_count + excluded.failure_count,
+        avg_duration_ms = coalesce(
+            pg_catalog.round(
+                (
+                    s.avg_duration_ms::numeric * s.total_jobs::numeric
+                    + excluded.avg_duration_ms::numeric * excluded.total_jobs::numeric
+                ) / nullif(s.total_jobs::numeric + excluded.total_jobs::numeric, 0::numeric)
+            ),
+            s.avg_duration_ms::numeric,
+            excluded.avg_duration_ms::numeric
+        );
+    RETURN true;
+END
+$function$;
+
+CALL tenancy.make_private('job_stats');
+-- Who own tenants may call these, for as_owner(), and, since they may not use the schema, can name none of them.
+GRANT EXECUTE ON FUNCTION job_stats.unfold_rows, job_stats.forget_rows TO public;

@@ -1,0 +1,201 @@
+"""Customers sign up while migrations go on, some lack what they should have, and some are left out for good."""
+
+import re
+from collections.abc import Iterator
+from contextlib import contextmanager
+from itertools import count
+from threading import Event, Thread
+
+import psycopg
+import pytest
+
+from stats_lib import update_job_stats
+from tests.deploy import connect, psql, schema_dump, yoyo
+from tests.tenants import UPGRADE, VERIFY, Connection, clone, column, ok, running, states, wait_until
+
+BOTH = ["sql/migrations", "sql/contract"]
+SEQUENCE = re.compile(r"template_tenant\.\w+_id_seq")
+
+
+def add(conn: Connection, tenant: str) -> None:
+    """Sign a customer up."""
+    conn.execute("CALL job_stats.add_tenant(%s)", [tenant])
+
+
+def test_a_new_tenant_is_what_the_template_is(legacy: Connection) -> None:
+    """Before and after the change, and after the contract; again, it does nothing; a schema may be there already."""
+    ok(yoyo(legacy, "apply", "--revision", "0019"))
+    legacy_clone = schema_dump(legacy, "user_1").replace("user_1", "user_new")
+    for command, state in [
+        (["apply", "--revision", "0019"], "legacy"),
+        (["apply"], "migrated"),
+        (["apply", *BOTH], "contracted"),
+        (["rollback", "--revision", "0900", *BOTH], "migrated"),
+        (["rollback", "--revision", "0020"], "legacy"),
+    ]:
+        ok(yoyo(legacy, *command))
+        for prepare in ["SELECT 1", "CREATE SCHEMA user_new"]:
+            legacy.execute(prepare.encode())
+            add(legacy, "user_new")
+            made = schema_dump(legacy, "user_new")
+            add(legacy, "user_new")
+            assert schema_dump(legacy, "user_new") == made
+            assert states(legacy)["user_new"] == state
+            ok(psql(legacy, "-f", VERIFY))
+            if state == "legacy":
+                assert SEQUENCE.sub("", made) == SEQUENCE.sub("", legacy_clone)
+            if state == "migrated":
+                legacy.execute("INSERT INTO user_new.vinted_job_stats (action_type_id, date) VALUES (1, '2026-01-01')")
+                update_job_stats(legacy, schema="user_new", action_type_id=1, marketplace="ebay", success=True)
+            legacy.execute("DROP SCHEMA user_new CASCADE")
+
+
+@contextmanager
+def sign_ups(conn: Connection) -> Iterator[list[str]]:
+    """Sign customers up, one after the other, from another session; those that are there are in the list."""
+    over, added = Event(), list[str]()
+    failed: list[BaseException] = []
+
+    def sign_up() -> None:
+        try:
+            with connect(conn, autocommit=False) as session:
+                for number in count(1):
+                    if over.wait(0.1):  # ten a second
+                        return
+                    add(session, f"user_{number:04}")
+                    session.commit()
+                    added.append(f"user_{number:04}")
+        except psycopg.Error as error:
+            failed.append(error)
+
+    thread = Thread(target=sign_up)
+    thread.start()
+    try:
+        yield added
+    finally:
+        over.set()
+        thread.join()
+    assert failed == []
+
+
+def test_sign_ups_through_the_whole_life(legacy: Connection) -> None:
+    """Through apply, rollback, apply and contract: no error, no tenant without its table, and verify is green."""
+    ok(yoyo(legacy, "apply", "--revision", "0019"))
+    with sign_ups(legacy) as added:
+        for command, state in [
+            (["apply"], "migrated"),
+            (["rollback", "--revision", "0020"], "legacy"),
+            (["apply"], "migrated"),
+            (["apply", *BOTH], "contracted"),
+        ]:
+            before = len(added)
+            ok(yoyo(legacy, *command))
+            assert len(added) > before
+            ok(psql(legacy, "-c", f"CALL job_stats.verify(expected => '{state}')"))
+    assert {state for name, state in states(legacy).items() if name in added} == {"contracted"}
+
+
+def test_sign_ups_by_a_fixed_list(legacy: Connection) -> None:
+    """Code that clones a list of tables, leaving out what the template has not: named by apply, healed by one call."""
+    legacy.execute("DROP SCHEMA user_without_table CASCADE")
+    legacy.execute("CREATE TABLE template_tenant.orders (id integer PRIMARY KEY)")
+    ok(yoyo(legacy, "apply", "--revision", "0019"))
+    with connect(legacy, autocommit=False) as blocker:
+        blocker.execute("LOCK TABLE user_1.vinted_job_stats IN ACCESS SHARE MODE")
+        with running(yoyo, legacy, "apply") as results:
+            wait_until(legacy, "SELECT to_regclass('user_2.marketplace_job_stats') IS NOT NULL")
+            for tenant in ["user_4", "user_5"]:
+                clone(legacy, tenant, "template_tenant.orders")
+            blocker.rollback()
+    assert results[0].returncode != 0
+    for tenant in ["user_4", "user_5"]:
+        assert f"{tenant}: has no table for job statistics, though others of the template's" in results[0].stderr
+    assert "CALL job_stats.sweep()" in results[0].stderr
+    assert re.search(r"^ +2$", ok(psql(legacy, "-c", "CALL job_stats.sweep()")), re.MULTILINE)
+    ok(psql(legacy, "-c", "CALL job_stats.verify(expected => 'migrated')"))
+    assert re.search(r"^ +0$", ok(psql(legacy, "-c", "CALL job_stats.sweep()")), re.MULTILINE)
+    ok(yoyo(legacy, "apply"))  # and mark what is done
+    ok(yoyo(legacy, "rollback", "--revision", "0020"))
+
+
+def test_a_clone_without_a_view_is_named_and_healed(migrated: Connection) -> None:
+    """Made after the change by code that copies the table only, it stops old code; not so after the contract."""
+    clone(migrated, "user_New 1", "template_tenant.marketplace_job_stats")
+    failed = psql(migrated, "-f", VERIFY)
+    assert "user_New 1: no view vinted_job_stats" in failed.stderr
+    migrated.execute("SET search_path = 'user_New 1'")
+    ok(psql(migrated, "-c", "CALL job_stats.sweep()"))
+    migrated.execute('INSERT INTO "user_New 1".vinted_job_stats (action_type_id, date) VALUES (1, current_date)')
+    ok(psql(migrated, "-f", VERIFY))
+    ok(yoyo(migrated, "apply", *BOTH))
+    clone(migrated, "user_2026", "template_tenant.marketplace_job_stats")
+    ok(psql(migrated, "-c", "CALL job_stats.verify(expected => 'contracted')"))
+
+
+REFUSED = {
+    "a name that is no tenant's": ("SELECT 1", "customer_7", "customer_7 would be no tenant"),
+    "one that is left out": (
+        "INSERT INTO tenancy.left_out VALUES ('user_7', 'broken')",
+        "user_7",
+        "user_7 is left out of every run",
+    ),
+    "a template without the table": (
+        "DROP TABLE template_tenant.vinted_job_stats CASCADE",
+        "user_7",
+        "template_tenant has neither",
+    ),
+    "a template with both": (
+        "CREATE TABLE template_tenant.marketplace_job_stats ()",
+        "user_7",
+        "template_tenant has vinted_job_stats and marketplace_job_stats",
+    ),
+}
+
+
+@pytest.mark.parametrize(("change", "tenant", "reason"), REFUSED.values(), ids=REFUSED)
+def test_what_would_be_a_guess_is_refused(legacy: Connection, change: str, tenant: str, reason: str) -> None:
+    """Nothing is made then, the schema neither."""
+    ok(yoyo(legacy, "apply", "--revision", "0019"))
+    legacy.execute(change.encode())
+    with pytest.raises(psycopg.errors.RaiseException, match=reason):
+        add(legacy, tenant)
+    assert column(legacy, "SELECT to_regnamespace(%s)", tenant) == [None]
+
+
+def test_by_a_role_that_only_signs_up(legacy: Connection) -> None:
+    """With the rights that docs/runbook.md gives it, the role of the sign-up code owns what it makes."""
+    ok(yoyo(legacy, "apply"))
+    legacy.execute("CREATE ROLE legacy_sign_up LOGIN")
+    legacy.execute(f"GRANT CREATE ON DATABASE {legacy.info.dbname} TO legacy_sign_up".encode())
+    legacy.execute("GRANT USAGE ON SCHEMA template_tenant TO legacy_sign_up")
+    legacy.execute("GRANT SELECT ON template_tenant.marketplace_job_stats TO legacy_sign_up")
+    legacy.execute("GRANT USAGE ON SEQUENCE template_tenant.marketplace_job_stats_id_seq TO legacy_sign_up")
+    legacy.execute("GRANT USAGE ON SCHEMA tenancy, job_stats TO legacy_sign_up")
+    legacy.execute("GRANT SELECT ON tenancy.tenants, tenancy.left_out, job_stats.tables TO legacy_sign_up")
+    with connect(legacy, user="legacy_sign_up") as session:
+        add(session, "user_new")
+        session.execute("INSERT INTO user_new.vinted_job_stats (action_type_id, date) VALUES (1, current_date)")
+        with pytest.raises(psycopg.errors.InsufficientPrivilege):
+            session.execute("SELECT FROM tenancy.undo")
+    ok(psql(legacy, "-f", VERIFY))
+    legacy.execute("DROP SCHEMA user_new CASCADE")
+    legacy.execute("DROP OWNED BY legacy_sign_up")
+
+
+def test_a_tenant_is_left_out(legacy: Connection) -> None:
+    """One that can never be migrated stops nothing: 0020 is marked, status and verification count it apart."""
+    legacy.execute("ALTER TABLE user_1.vinted_job_stats ADD marketplace text")
+    before = schema_dump(legacy, "user_1")
+    failed = yoyo(legacy, "apply")
+    assert "1 FAILED" in failed.stderr
+    legacy.execute("INSERT INTO tenancy.left_out VALUES ('user_1', 'has a marketplace of its own')")
+    applied = ok(yoyo(legacy, "apply"))
+    assert re.search(r"^ 19 +\| 1 +\| 1 +$", applied, re.MULTILINE)
+    assert states(legacy)["user_1"] == "left out"
+    ok(psql(legacy, "-c", "CALL job_stats.verify(expected => 'migrated')"))
+    ok(yoyo(legacy, "rollback", "--revision", "0020"))
+    ok(psql(legacy, "-c", "CALL job_stats.verify(expected => 'legacy')"))
+    assert schema_dump(legacy, "user_1") == before
+    legacy.execute("ALTER TABLE user_1.vinted_job_stats DROP marketplace; DELETE FROM tenancy.left_out")
+    ok(psql(legacy, "-f", UPGRADE))
+    assert states(legacy)["user_1"] == "migrated"

@@ -1,0 +1,177 @@
+"""The worked examples of docs/next-migration.md that change the statistics, run as they stand there."""
+
+import re
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from dev.names import problems
+from tests.deploy import ROOT, connect, psql, schema_dump, yoyo
+from tests.tenants import VERIFY, Connection, clone, column, ok, states
+
+STATS = "user_1.marketplace_job_stats"
+Counts = dict[tuple[str, int], int]
+
+
+@pytest.fixture
+def files(tmp_path: Path) -> Callable[[str], Path]:
+    """The folder with the two files of an example."""
+    text = (ROOT / "docs/next-migration.md").read_text("utf-8")
+
+    def of(number: str) -> Path:
+        folder = tmp_path / number
+        folder.mkdir()
+        for name, sql in re.findall(rf"^`({number}\S+)`:\n\n```sql\n(.*?)^```", text, re.MULTILINE | re.DOTALL):
+            (folder / name).write_text(sql)
+            assert not list(problems(name, sql))
+        assert len(list(folder.iterdir())) == 2
+        return folder
+
+    return of
+
+
+def count(conn: Connection, marketplace: str, jobs: int, action_type_id: int = 900, table: str = STATS) -> None:
+    """Count jobs of one day as the library does."""
+    conn.execute(
+        f"INSERT INTO {table} AS s (action_type_id, marketplace, date, total_jobs, success_count) "
+        "VALUES (%s, %s, '2026-01-01', %s, %s) ON CONFLICT (action_type_id, marketplace, date) "
+        "DO UPDATE SET total_jobs = s.total_jobs + excluded.total_jobs, "
+        "success_count = s.success_count + excluded.success_count".encode(),
+        [action_type_id, marketplace, jobs, jobs],
+    )
+
+
+def counts(conn: Connection) -> Counts:
+    """The jobs of each marketplace and action type on that day."""
+    found = conn.execute(
+        f"SELECT marketplace, action_type_id, total_jobs FROM {STATS} WHERE date = '2026-01-01'".encode()
+    )
+    return {(marketplace, action): jobs for marketplace, action, jobs in found}
+
+
+def test_another_marketplace(legacy: Connection, files: Callable[[str], Path]) -> None:
+    """With depop's rows all the way down and all the way up: every marketplace's counts are back, and more is kept."""
+    sources = ["sql/migrations", str(files("0023"))]
+    before = schema_dump(legacy, "user_2")
+    ok(yoyo(legacy, "apply"))
+    migrated = schema_dump(legacy, "user_2")
+    ok(yoyo(legacy, "apply", *sources))
+    count(legacy, "vinted", 1)
+    count(legacy, "ebay", 2)
+    count(legacy, "depop", 4)
+    count(legacy, "depop", 8, action_type_id=901)  # where Vinted has none
+    split = counts(legacy)
+
+    ok(yoyo(legacy, "rollback", "--revision", "0023", *sources))
+    assert counts(legacy) == {("vinted", 900): 5, ("ebay", 900): 2, ("vinted", 901): 8}
+    ok(psql(legacy, "-f", VERIFY))
+    assert schema_dump(legacy, "user_2") == migrated
+    ok(yoyo(legacy, "rollback", "--revision", "0020", *sources))
+    assert schema_dump(legacy, "user_2") == before
+    jobs = "SELECT total_jobs FROM user_1.vinted_job_stats WHERE date = '2026-01-01' ORDER BY action_type_id"
+    assert column(legacy, jobs) == [7, 8]
+    legacy.execute(
+        "UPDATE user_1.vinted_job_stats SET total_jobs = total_jobs + 16, success_count = success_count + 16 "
+        "WHERE date = '2026-01-01'"
+    )
+
+    ok(yoyo(legacy, "apply"))
+    assert counts(legacy) == {("vinted", 900): 21, ("ebay", 900): 2, ("vinted", 901): 24}
+    ok(yoyo(legacy, "apply", *sources))
+    assert counts(legacy) == split | {("vinted", 900): 17, ("vinted", 901): 16}
+    ok(yoyo(legacy, "rollback", "--all", *sources))
+
+
+def test_a_straggler_of_another_marketplace_is_named_and_swept(
+    migrated: Connection, files: Callable[[str], Path]
+) -> None:
+    """A canary is no drift; after the run, who has not had it is named, and one call does all that is lacking."""
+    folder = files("0023")
+    canary = ["-c", "SET tenancy.tenants = 'user_2'"]
+    ok(psql(migrated, *canary, "-f", str(folder / "0023.depop.sql")))
+    ok(psql(migrated, "-f", VERIFY))
+    ok(psql(migrated, *canary, "-f", str(folder / "0023.depop.rollback.sql")))
+    ok(psql(migrated, "-f", VERIFY))
+    ok(yoyo(migrated, "apply", "sql/migrations", str(folder)))
+    ok(psql(migrated, *canary, "-f", str(folder / "0023.depop.rollback.sql")))
+    clone(migrated, "user_old", "users.vinted_job_stats")
+    named = psql(migrated, "-f", VERIFY).stderr
+    assert "user_2: has not had 0023.depop" in named
+    assert "user_old: is legacy" in named
+    ok(psql(migrated, "-c", "CALL job_stats.sweep()"))
+    ok(psql(migrated, "-c", "CALL job_stats.verify(expected => 'migrated')"))
+    count(migrated, "depop", 1, table="user_old.marketplace_job_stats")
+
+
+def test_another_column(legacy: Connection, files: Callable[[str], Path]) -> None:
+    """The legacy view never shows it, each tenant is to have it, and 0020's rollback alone leaves none behind."""
+    folder = files("0024")
+    both = ["sql/migrations", "sql/contract"]
+    before = schema_dump(legacy, "user_1")
+    ok(yoyo(legacy, "apply"))
+    view = "SELECT attname FROM pg_attribute WHERE attrelid = 'user_1.vinted_job_stats'::regclass ORDER BY attnum"
+    shown = column(legacy, view)
+    ok(yoyo(legacy, "apply", "sql/migrations", str(folder)))
+    ok(yoyo(legacy, "apply", *both, str(folder)))
+    ok(yoyo(legacy, "rollback", "--revision", "0900", *both, str(folder)))
+    assert column(legacy, view) == shown
+    ok(psql(legacy, "-f", VERIFY))
+
+    canary = ["-c", "SET tenancy.tenants = 'user_2'"]
+    ok(psql(legacy, *canary, "-f", str(folder / "0024.last-job-at.rollback.sql")))
+    assert "user_2: has not had 0024.last-job-at" in psql(legacy, "-f", VERIFY).stderr
+    ok(psql(legacy, "-c", "CALL tenancy.sweep()"))
+    ok(psql(legacy, "-f", VERIFY))
+
+    ok(psql(legacy, "-f", "sql/migrations/0020.marketplace-job-stats.rollback.sql"))
+    assert schema_dump(legacy, "user_1") == before
+    ok(psql(legacy, "-f", VERIFY))
+
+
+def test_a_column_of_the_tenants_own_stays(legacy: Connection) -> None:
+    """Added while the table had its new name, it is neither shown by the view nor dropped by the rollback."""
+    ok(yoyo(legacy, "apply"))
+    legacy.execute(f"ALTER TABLE {STATS} ADD note text, ADD last_job_at timestamptz DEFAULT now()".encode())
+    ok(yoyo(legacy, "rollback", "--revision", "0020"))
+    assert column(legacy, "SELECT count(last_job_at) > 0 FROM user_1.vinted_job_stats") == [True]
+
+
+def test_old_rows_to_their_marketplace(legacy: Connection, files: Callable[[str], Path]) -> None:
+    """By the application's table; down, all is Vinted's again; up again, and all the way, every count is back."""
+    legacy.execute(
+        """
+        CREATE SCHEMA app;
+        CREATE TABLE app.action_types (id integer PRIMARY KEY, marketplace varchar(20) NOT NULL);
+        INSERT INTO app.action_types VALUES (1, 'vinted'), (2, 'ebay'), (3, 'etsy'), (4, 'ebay');
+        GRANT USAGE ON SCHEMA app TO public;
+        GRANT SELECT ON app.action_types TO public
+        """
+    )
+    sources = ["sql/migrations", str(files("0025"))]
+    query = "SELECT action_type_id, sum(total_jobs) FROM user_owner.vinted_job_stats GROUP BY 1"
+    total: dict[int, int] = dict(legacy.execute(query).fetchall())
+    ok(yoyo(legacy, "apply"))
+    # The day of the deploy: eBay's jobs were counted by new code, too.
+    legacy.execute(
+        "INSERT INTO user_owner.marketplace_job_stats (action_type_id, date, marketplace, total_jobs, success_count) "
+        "SELECT 2, max(date), 'ebay', 5, 5 FROM user_owner.marketplace_job_stats"
+    )
+    total[2] += 5
+    split = "SELECT marketplace, action_type_id, sum(total_jobs) FROM user_owner.marketplace_job_stats GROUP BY 1, 2"
+    ok(yoyo(legacy, "apply", *sources))
+    theirs = {1: "vinted", 2: "ebay", 3: "etsy", 4: "ebay"}
+    expected = {(theirs[action], action, jobs) for action, jobs in total.items()}
+    assert set(legacy.execute(split).fetchall()) == expected
+    ok(psql(legacy, "-f", VERIFY))
+    with connect(legacy) as again:
+        ok(psql(again, "-f", f"{sources[1]}/0025.split-old-rows.sql"))
+    assert set(legacy.execute(split).fetchall()) == expected
+    ok(yoyo(legacy, "rollback", "--revision", "0025", *sources))
+    assert set(legacy.execute(split).fetchall()) == {("vinted", action, jobs) for action, jobs in total.items()}
+    ok(yoyo(legacy, "apply", *sources))
+    assert set(legacy.execute(split).fetchall()) == expected
+    ok(yoyo(legacy, "rollback", "--revision", "0020", *sources))
+    ok(yoyo(legacy, "apply", *sources))
+    assert set(legacy.execute(split).fetchall()) == expected
+    assert set(states(legacy).values()) == {"migrated", "missing"}

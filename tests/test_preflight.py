@@ -1,0 +1,256 @@
+"""What a tenant has that the change would break, or be broken by: said before, refused by name, or named after."""
+
+from itertools import product
+
+import psycopg
+import pytest
+
+from stats_lib import get_stats, update_job_stats
+from tests.deploy import psql, schema_dump, yoyo
+from tests.tenants import UPGRADE, VERIFY, Connection, clone, column, definitions, ok, states
+
+LEGACY = "user_1.vinted_job_stats"
+STATS = "user_1.marketplace_job_stats"
+
+# What is there before, and why its tenant is refused.
+REFUSED = {
+    "columns of our names": (
+        f"ALTER TABLE {LEGACY} ADD untimed_jobs integer, ADD total_duration_ms bigint",
+        "column total_duration_ms is the tenant's own",
+    ),
+    "a column marketplace": (f"ALTER TABLE {LEGACY} ADD marketplace text", "column marketplace is the tenant's own"),
+    "no created_at": (f"ALTER TABLE {LEGACY} DROP created_at", "column created_at is missing"),
+    "a timestamp for a day": (
+        f"ALTER TABLE {LEGACY} ALTER date TYPE timestamp",
+        "column date is timestamp without time zone and should be date",
+    ),
+    "text for a counter": (
+        f"ALTER TABLE {LEGACY} ALTER avg_duration_ms TYPE text",
+        "column avg_duration_ms is text and should be integer",
+    ),
+    "a second table": (
+        "CREATE TABLE user_1.marketplace_job_stats ()",
+        "marketplace_job_stats is there, too",
+    ),
+    "a view of the new name": (
+        "CREATE VIEW user_1.marketplace_job_stats AS SELECT 1 AS id",
+        "marketplace_job_stats is there, too",
+    ),
+    "an archive of somebody else's": (
+        "CREATE TABLE user_1.marketplace_job_stats_archive (id integer)",
+        "marketplace_job_stats_archive is none that a rollback here has made",
+    ),
+    "a primary key on action and day": (
+        f"""
+        ALTER TABLE {LEGACY} DROP CONSTRAINT vinted_job_stats_pkey,
+            DROP CONSTRAINT vinted_job_stats_action_type_id_date_key, ADD PRIMARY KEY (date, action_type_id)
+        """,
+        "make id the primary key",
+    ),
+    "a partitioned table": (
+        f"DROP TABLE {LEGACY}; CREATE TABLE {LEGACY} (LIKE user_2.vinted_job_stats) PARTITION BY RANGE (date)",
+        "it is partitioned",
+    ),
+}
+
+
+@pytest.mark.parametrize(("change", "reason"), REFUSED.values(), ids=REFUSED)
+def test_a_misfit_is_refused_before_it_is_touched(legacy: Connection, change: str, reason: str) -> None:
+    """The preflight, the rehearsal and the upgrade say the same of it; it is as it was, and the others are done."""
+    legacy.execute(change.encode())
+    before = definitions(legacy, ["user_1"])
+    yoyo(legacy, "apply", "--revision", "0019")  # of both tables, its verification complains already
+    found = column(legacy, "SELECT finding FROM job_stats.preflight WHERE schema_name = 'user_1' AND kind = 'refused'")
+    assert any(reason in finding for finding in found)
+    rehearsed = psql(legacy, "-c", "SET tenancy.dry_run = on", "-f", UPGRADE)
+    upgraded = yoyo(legacy, "apply")
+    for result in [rehearsed, upgraded]:
+        assert result.returncode != 0
+        assert "user_1: " in result.stderr
+        assert reason in result.stderr
+        assert "1 FAILED" in result.stderr
+    assert definitions(legacy, ["user_1"]) == before
+    assert states(legacy)["user_2"] == "migrated"
+
+
+def count_everywhere(conn: Connection) -> None:
+    """Count a job of two action types and two marketplaces."""
+    for action_type_id, marketplace in product([1, 2], ["vinted", "ebay"]):
+        update_job_stats(conn, schema="user_1", action_type_id=action_type_id, marketplace=marketplace, success=True)
+
+
+# What is there before, and why stats_lib could not count there.
+STOPS = {
+    "an exclusion constraint": (
+        f"""
+        ALTER TABLE {LEGACY} DROP CONSTRAINT vinted_job_stats_action_type_id_date_key;
+        ALTER TABLE {LEGACY} ADD CONSTRAINT one EXCLUDE USING btree (action_type_id WITH =, date WITH =)
+        """,
+        "user_1.one admits one marketplace only",
+    ),
+    "a unique expression": (
+        f"CREATE UNIQUE INDEX one ON {LEGACY} ((action_type_id::bigint * 100000 + (date - date '2000-01-01')))",
+        "user_1.one admits one marketplace only",
+    ),
+    "a key with one column more": (
+        f"ALTER TABLE {LEGACY} ADD region integer NOT NULL DEFAULT 0, "
+        "ADD CONSTRAINT one UNIQUE (action_type_id, date, region)",
+        "user_1.one admits one marketplace only",
+    ),
+    "a column that must be given": (
+        f"ALTER TABLE {LEGACY} ADD region integer; UPDATE {LEGACY} SET region = 1; "
+        f"ALTER TABLE {LEGACY} ALTER region SET NOT NULL",
+        "column region is NOT NULL without a default",
+    ),
+    "a rule": (
+        f"CREATE RULE log AS ON INSERT TO {LEGACY} DO ALSO NOTIFY counted",
+        "rule log: PostgreSQL refuses ON CONFLICT where there is one",
+    ),
+}
+
+
+@pytest.mark.parametrize(("change", "reason"), STOPS.values(), ids=STOPS)
+def test_what_stops_stats_lib_is_said_before_and_after(legacy: Connection, change: str, reason: str) -> None:
+    """It is in the preflight; after the upgrade it is a problem, as eBay's jobs show; mended, the tenant is sound."""
+    legacy.execute(change.encode())
+    ok(yoyo(legacy, "apply", "--revision", "0019"))
+    found = "SELECT finding FROM job_stats.preflight WHERE schema_name = 'user_1' AND kind = 'stops stats_lib'"
+    assert [finding.replace("vinted", "x") for finding in column(legacy, found)] == [reason.replace("vinted", "x")]
+    applied = yoyo(legacy, "apply")
+    assert applied.returncode != 0
+    assert f"user_1: {reason}" in applied.stderr
+    with pytest.raises(psycopg.Error):
+        count_everywhere(legacy)
+
+
+def test_what_works_is_accepted(legacy: Connection) -> None:
+    """Wider integers, keys that the id is part of, and keys of the tenant's own that tell marketplaces apart."""
+    legacy.execute(
+        f"""
+        ALTER TABLE {LEGACY} ALTER id TYPE bigint, ALTER total_jobs TYPE bigint, ALTER success_count TYPE bigint,
+            ALTER avg_duration_ms TYPE bigint;
+        CREATE UNIQUE INDEX one ON {LEGACY} (date, id);
+        CREATE UNIQUE INDEX two ON {LEGACY} ((id + 1))
+        """.encode()
+    )
+    before = schema_dump(legacy, "user_1")
+    ok(yoyo(legacy, "apply"))
+    update_job_stats(legacy, schema="user_1", action_type_id=77, marketplace="ebay", success=True)
+    assert [row.total_jobs for row in get_stats(legacy, schema="user_1", marketplace="ebay")] == [1]
+    legacy.execute(f"DELETE FROM {STATS} WHERE marketplace = 'ebay'".encode())
+    ok(yoyo(legacy, "rollback", "--revision", "0020"))
+    assert schema_dump(legacy, "user_1") == before
+
+
+DIFFERS = """
+    CREATE TABLE user_1.hist (LIKE user_1.vinted_job_stats);
+    CREATE FUNCTION user_1.keep() RETURNS trigger LANGUAGE plpgsql AS
+        'BEGIN INSERT INTO user_1.hist VALUES (OLD.*); RETURN OLD; END';
+    CREATE TRIGGER keep AFTER DELETE ON user_1.vinted_job_stats FOR EACH ROW EXECUTE FUNCTION user_1.keep();
+    CREATE FUNCTION user_1.today() RETURNS SETOF user_1.vinted_job_stats LANGUAGE sql
+        AS 'SELECT * FROM user_1.vinted_job_stats WHERE date = current_date';
+    CREATE VIEW user_1.report AS SELECT date FROM user_1.vinted_job_stats;
+    CREATE PUBLICATION daily FOR TABLE user_1.vinted_job_stats (id, date)
+"""
+
+
+def test_what_will_work_differently_is_said_before(legacy: Connection) -> None:
+    """Triggers, functions and views that know the table's rows, and publications: a row each, by tenant."""
+    legacy.execute(DIFFERS)
+    ok(yoyo(legacy, "apply", "--revision", "0019"))
+    query = "SELECT finding FROM job_stats.preflight WHERE schema_name = 'user_1' AND kind = 'differs' ORDER BY 1"
+    assert column(legacy, query) == [
+        "function user_1.today() takes or returns rows of it: these will have more columns",
+        "publication daily will publish the new name, and its column list lacks marketplace: docs/replication.md",
+        "trigger keep will see the new name, and columns that come after the old ones",
+        "view user_1.report will follow the table to its new name, and show every marketplace",
+    ]
+    legacy.execute("ANALYZE; UPDATE pg_class SET reltuples = 1500000 WHERE oid = 'user_2.vinted_job_stats'::regclass")
+    slow = "SELECT finding FROM job_stats.preflight WHERE kind = 'slow'"
+    assert column(legacy, slow) == ["some 1500000 rows: it will be locked for some 4 s"]
+
+
+def test_what_stands_in_the_way_of_all_is_said_before(legacy: Connection) -> None:
+    """An open public, timeouts of the role, and publications of all tables; a quiet database has nothing to say."""
+    ok(yoyo(legacy, "apply", "--revision", "0019"))
+    query = "SELECT kind, finding FROM job_stats.preflight WHERE schema_name IS NULL ORDER BY finding"
+    assert legacy.execute(query).fetchall() == []
+    legacy.execute("GRANT CREATE ON SCHEMA public TO public; CREATE PUBLICATION everything FOR ALL TABLES")
+    legacy.execute("SET idle_session_timeout = '1h'")
+    said = legacy.execute(query).fetchall()
+    assert [kind for kind, _ in said] == ["unsafe", "in the way", "differs"]
+    assert [finding.split()[0] for _, finding in said] == ["everybody", "idle_session_timeout", "publication"]
+
+
+def test_a_trigger_that_reads_the_view(legacy: Connection) -> None:
+    """A total that is kept by reading vinted_job_stats is kept through fold and unfold: the view is there meanwhile."""
+    legacy.execute(
+        """
+        CREATE TABLE user_1.total (jobs bigint);
+        INSERT INTO user_1.total VALUES (0);
+        CREATE FUNCTION user_1.keep_total() RETURNS trigger LANGUAGE plpgsql AS $$
+        BEGIN
+            UPDATE user_1.total SET jobs = (SELECT sum(total_jobs) FROM user_1.vinted_job_stats);
+            RETURN NULL;
+        END
+        $$;
+        CREATE TRIGGER keep_total AFTER INSERT OR UPDATE OR DELETE ON user_1.vinted_job_stats
+            FOR EACH STATEMENT EXECUTE FUNCTION user_1.keep_total()
+        """
+    )
+    ok(yoyo(legacy, "apply"))
+    update_job_stats(legacy, schema="user_1", action_type_id=1, marketplace="ebay", success=True)
+    ok(yoyo(legacy, "rollback", "--revision", "0020"))
+    ok(yoyo(legacy, "apply"))
+    vinted = f"SELECT sum(total_jobs) FROM {STATS} WHERE marketplace = 'vinted'"
+    assert column(legacy, "SELECT jobs FROM user_1.total") == column(legacy, vinted)
+
+
+def test_a_foreign_key_to_vinted_that_was_kept_is_named(legacy: Connection) -> None:
+    """A tenant migrated by hand, which refuses eBay's action types, is no sound one."""
+    ok(yoyo(legacy, "apply"))
+    legacy.execute(
+        f"ALTER TABLE {STATS} ADD CONSTRAINT kept FOREIGN KEY (action_type_id) REFERENCES vinted.action_types"
+    )
+    assert "user_1: " in (stderr := psql(legacy, "-f", VERIFY).stderr)
+    assert "foreign key kept admits Vinted's action types only" in stderr
+
+
+def test_tables_only_in_schemas_that_are_no_tenants(empty: Connection) -> None:
+    """Such schemas are named, by the upgrade and by the verification; an empty database is migrated."""
+    ok(yoyo(empty, "apply", "--revision", "0019"))
+    for schema in ["tenant_1", '"User_5"']:
+        empty.execute(f"CREATE SCHEMA {schema}; CREATE TABLE {schema}.vinted_job_stats (id integer)".encode())
+    for result in [yoyo(empty, "apply"), psql(empty, "-f", UPGRADE), psql(empty, "-f", VERIFY)]:
+        assert result.returncode != 0
+        assert 'no tenants: "User_5", tenant_1' in result.stderr
+    assert column(empty, "SELECT finding FROM job_stats.preflight WHERE kind = 'refused'") == [
+        'no tenant has the table, but schemas have that are no tenants: "User_5", tenant_1'
+    ]
+    empty.execute('DROP SCHEMA "User_5", tenant_1 CASCADE')
+    ok(yoyo(empty, "apply"))
+
+
+def test_whose_code_has_failed_is_said(legacy: Connection) -> None:
+    """An event trigger that does not find its own table is named in the tenant's problem."""
+    legacy.execute(
+        """
+        CREATE FUNCTION public.log_ddl() RETURNS event_trigger LANGUAGE plpgsql AS
+            'BEGIN INSERT INTO ddl_log VALUES (tg_tag); END';
+        CREATE EVENT TRIGGER log_ddl ON ddl_command_end WHEN TAG IN ('ALTER TABLE') EXECUTE FUNCTION public.log_ddl()
+        """
+    )
+    failed = yoyo(legacy, "apply")
+    assert 'template_tenant: relation "ddl_log" does not exist (in PL/pgSQL function public.log_ddl()' in failed.stderr
+
+
+def test_a_straggler_that_misfits_is_named_by_the_sweep(migrated: Connection) -> None:
+    """The sweep refuses as the upgrade does."""
+    clone(migrated, "user_old", "user_1.marketplace_job_stats")
+    migrated.execute(
+        "DROP SCHEMA user_old CASCADE; CREATE SCHEMA user_old; "
+        "CREATE TABLE user_old.vinted_job_stats (id integer, marketplace text)"
+    )
+    swept = psql(migrated, "-c", "CALL job_stats.sweep()")
+    assert swept.returncode != 0
+    assert "user_old: " in swept.stderr
