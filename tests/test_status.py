@@ -68,7 +68,7 @@ DRIFTS = {
             CHECK (marketplace IN ('vinted', 'ebay', 'etsy')),
         ADD UNIQUE (action_type_id, marketplace, date);
     CREATE INDEX ON user_1.marketplace_job_stats (marketplace, created_at)
-    """: "no default of marketplace: vinted; column marketplace is generated",
+    """: "no default of marketplace: vinted; no index on (date, marketplace); column marketplace is generated",
     "ALTER TABLE user_1.marketplace_job_stats ALTER success_count DROP NOT NULL": ("column success_count may be NULL"),
     "ALTER TABLE user_1.marketplace_job_stats ALTER id DROP DEFAULT": "column id is NOT NULL without a default",
     """
