@@ -110,7 +110,7 @@ def lives(server: Server, sql: Path, name: str, tenants: int) -> dict[str, float
 
 def main(revision: str, tenants: int = 1000, repetitions: int = 5) -> None:
     """Print a line a step."""
-    with TemporaryDirectory() as folder, throwaway_server() as server:
+    with TemporaryDirectory() as folder, throwaway_server(settings={"autovacuum": "off"}) as server:
         archive = subprocess.run(["git", "archive", revision, "sql"], check=True, cwd=ROOT, capture_output=True)
         subprocess.run(["tar", "--extract", "--directory", folder], check=True, input=archive.stdout)
         runs = []

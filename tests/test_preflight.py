@@ -1,12 +1,13 @@
 """What a tenant has that the change would break, or be broken by: said before, refused by name, or named after."""
 
+import re
 from itertools import product
 
 import psycopg
 import pytest
 
 from stats_lib import get_stats, update_job_stats
-from tests.deploy import psql, schema_dump, yoyo
+from tests.deploy import ROOT, psql, schema_dump, yoyo
 from tests.tenants import UPGRADE, VERIFY, Connection, clone, column, definitions, ok, states
 
 LEGACY = "user_1.vinted_job_stats"
@@ -254,3 +255,17 @@ def test_a_straggler_that_misfits_is_named_by_the_sweep(migrated: Connection) ->
     swept = psql(migrated, "-c", "CALL job_stats.sweep()")
     assert swept.returncode != 0
     assert "user_old: " in swept.stderr
+
+
+def test_empty_tables_beside_the_legacy_ones(legacy: Connection) -> None:
+    """The runbook's one command drops those that nothing was ever written to, and no other."""
+    ok(yoyo(legacy, "apply", "--revision", "0019", env={"PGOPTIONS": "-c job_stats.verify=off"}))
+    for tenant in ["user_1", "user_2", "user_3"]:
+        legacy.execute(f"CREATE TABLE {tenant}.marketplace_job_stats (id integer)".encode())
+    legacy.execute("INSERT INTO user_3.marketplace_job_stats VALUES (1)")
+    runbook = (ROOT / "docs/runbook.md").read_text("utf-8")
+    (command,) = re.findall(r"^## Both tables.*?<<'SQL'\n(.*?)^SQL$", runbook, re.MULTILINE | re.DOTALL)
+    ok(psql(legacy, stdin=command))
+    failed = yoyo(legacy, "apply")
+    assert "1 FAILED" in failed.stderr
+    assert "user_3: marketplace_job_stats is there, too" in failed.stderr

@@ -220,3 +220,14 @@ def test_a_sequence_that_is_free_at_the_end_of_the_run(legacy: Connection) -> No
         ok(results[0])
     assert column(legacy, "SELECT to_regclass('template_tenant.marketplace_job_stats_id_seq') IS NOT NULL") == [True]
     assert column(legacy, "SELECT count(*) FROM tenancy.renames_left") == [0]
+
+
+def test_names_of_not_null_that_an_upgraded_server_gave(legacy: Connection) -> None:
+    """PostgreSQL 18 names them after the table, also where pg_upgrade meets a migrated one: they go back with it."""
+    if legacy.info.server_version < 180000:
+        pytest.skip("in this PostgreSQL, NOT NULL has no name")
+    before = schema_dump(legacy, "user_1")
+    ok(yoyo(legacy, "apply"))
+    legacy.execute("UPDATE tenancy.undo SET renames = regexp_replace(renames, '[^\\n]*_not_null[^\\n]*', '', 'g')")
+    rollback(legacy)
+    assert schema_dump(legacy, "user_1") == before

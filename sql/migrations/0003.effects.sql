@@ -157,13 +157,13 @@ STABLE
 SET search_path = pg_catalog, pg_temp
 AS $function$
 BEGIN
-    RETURN migration ~ '^[0-9]' AND migration !~ '\.rollback$' AND (
+    RETURN (
         tenant = 'template_tenant'
         OR NOT EXISTS (SELECT FROM tenancy.effects AS e WHERE e.migration = is_to_be_noted.migration)
         AND NOT EXISTS (
             SELECT FROM tenancy.journal AS j WHERE j.run_id = is_to_be_noted.run_id AND j.outcome = 'done'
         )
-    );
+    ) AND migration ~ '^[0-9]' AND migration !~ '\.rollback$';
 END
 $function$;
 

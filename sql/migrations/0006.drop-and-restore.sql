@@ -45,6 +45,9 @@ DECLARE
     place record;
     text_with_schema text;
 BEGIN
+    IF of_constraint IS NOT NULL THEN
+        RETURN pg_get_constraintdef(of_constraint);
+    END IF;
     SELECT
         n.nspname,
         format('CREATE UNIQUE INDEX %I ON ', x.relname) AS beginning,
@@ -56,9 +59,6 @@ BEGIN
     INNER JOIN pg_class AS t ON i.indrelid = t.oid
     INNER JOIN pg_namespace AS n ON t.relnamespace = n.oid
     WHERE i.indexrelid = of_index;
-    IF of_constraint IS NOT NULL THEN
-        RETURN pg_get_constraintdef(of_constraint);
-    END IF;
     -- What is the tenant's is to be unqualified.
     PERFORM set_config('search_path', quote_ident(place.nspname) || ', pg_temp', true);
     text_with_schema := pg_catalog.pg_get_indexdef(of_index);
@@ -86,6 +86,7 @@ BEGIN
         WHERE
             i.indrelid = target
             AND i.indisunique
+            AND (i.indpred IS NOT NULL OR i.indexprs IS NOT NULL)
             AND d.classid = 'pg_class'::regclass
             AND d.refclassid = 'pg_type'::regclass
     LOOP

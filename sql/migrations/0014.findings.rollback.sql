@@ -4,10 +4,8 @@ SET LOCAL search_path = pg_catalog, pg_temp;
 
 CALL tenancy.refuse_while_needed();
 
-DROP VIEW job_stats.preflight;
-DROP FUNCTION job_stats.find;
-DROP VIEW job_stats.circumstances;
 DROP PROCEDURE job_stats.refuse_misfits;
 DROP VIEW job_stats.findings;
 DROP VIEW job_stats.keys;
 DROP VIEW job_stats.tables;
+DROP VIEW job_stats.namesakes;

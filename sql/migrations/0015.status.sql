@@ -57,6 +57,7 @@ WHERE
     v.relname = 'vinted_job_stats'
     AND v.relkind = 'v'
     AND v.reloptions @> '{check_option=cascaded}' -- which PostgreSQL gives only to a view that can be written
+    AND pg_column_size(r.ev_action) < 200000
 GROUP BY 1
 HAVING
     count(*) = 1

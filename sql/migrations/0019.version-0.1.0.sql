@@ -1,6 +1,6 @@
 -- Says which release of these files a database has. Each release has this file under its own number.
 --
--- depends: 0017.platform-summary
+-- depends: 0018.preflight
 
 SET LOCAL search_path = pg_catalog, pg_temp;
 
