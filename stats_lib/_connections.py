@@ -2,7 +2,10 @@
 
 from typing import Any
 
-from psycopg import AsyncConnection, AsyncCursor, Connection, Cursor
+from psycopg import AsyncConnection, AsyncCursor, Connection, Cursor, Pipeline
+
+if not Pipeline.is_supported():  # without, executemany() is no transaction
+    raise ImportError("stats_lib needs libpq 14 or newer: pip install 'psycopg[binary]' brings one")
 
 _ELSEWHERE = {  # by the beginning of the name of a class, or of one that it is derived from
     "sqlalchemy.ext.asyncio": "its own is (await (await session.connection()).get_raw_connection()).driver_connection",

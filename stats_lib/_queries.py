@@ -69,10 +69,6 @@ def _text(name: str, **parts: str) -> str:
     return text
 
 
-def _table(schema: str) -> str:
-    return sql.Identifier(schema, "marketplace_job_stats").as_string(None)
-
-
 def _numbered(text: str, names: Sequence[str]) -> str:
     """The same, with its %(parameters)s numbered in the order of `names`, as PostgreSQL has them."""
     return re.sub(r"%\((\w+)\)s", lambda found: f"${names.index(found[1]) + 1}", text)
@@ -86,7 +82,8 @@ def _in_schema(*texts: str) -> Callable[[str], tuple[Query, ...]]:
 
     @lru_cache(maxsize=128)
     def in_schema(schema: str) -> tuple[Query, ...]:
-        made = [text.replace("{table}", _table(schema)) for text in texts]
+        table = sql.Identifier(schema, "marketplace_job_stats").as_string(None)
+        made = [text.replace("{table}", table) for text in texts]
         return tuple(text.encode() if text.isascii() else sql.SQL(text) for text in made)
 
     return in_schema
@@ -104,16 +101,10 @@ _KEY_AND_SUMS = (
 _IS_BELIEVED = f"({_text('is_believed').removeprefix('SELECT ')})"
 _DURATIONS = _text("durations", is_believed=_IS_BELIEVED)
 _ADDED = {f"{jobs}_added": _text("add_to_row", jobs=jobs, durations=_DURATIONS) for jobs in ("job", "excluded")}
-_UPDATE, _UPSERT, _UPSERT_BATCH = (
-    _numbered(text, (*_KEY_AND_SUMS, "turn"))
-    for text in (
-        _text("update_job_stats", is_believed=_IS_BELIEVED),
-        _text("upsert_job_stats", **_ADDED),
-        _text("update_job_stats_batch", **_ADDED),
-    )
+_UPDATE_JOB_STATS = _in_schema(
+    _numbered(_text("update_job_stats", is_believed=_IS_BELIEVED), _KEY_AND_SUMS),
+    _numbered(_text("upsert_job_stats", **_ADDED), _KEY_AND_SUMS),
 )
-_UPDATE_AND_UPSERT = _in_schema(_UPDATE, _UPSERT)
-_UPDATE_JOB_STATS_BATCH = _in_schema(_UPSERT_BATCH)
 _READ = "days", "until", "marketplaces", "action_type_id"
 _OF_ACTION_TYPE = "stats.action_type_id = %(action_type_id)s::integer"
 # Without an action type, and with.
@@ -142,18 +133,18 @@ def update_job_stats(
 
     Raises ValueError, as all of these do, if an argument can never be right.
     """
-    update, upsert = _UPDATE_AND_UPSERT(_schema(schema))
+    update, upsert = _UPDATE_JOB_STATS(_schema(schema))
     id_, name, day, _, successes, timed, ms = _job(action_type_id, marketplace, success, duration, date)
     return update, upsert, (str(id_), name, day, "1", str(successes), str(timed), str(ms))
 
 
-def update_job_stats_batch(*, schema: str, outcomes: Iterable[JobOutcome]) -> tuple[Query, Params] | None:
-    """Check the arguments of `stats_lib.update_job_stats_batch`; return its statement and parameters, if any jobs.
+def update_job_stats_batch(*, schema: str, outcomes: Iterable[JobOutcome]) -> tuple[Query, list[Params]]:
+    """Check the arguments of `stats_lib.update_job_stats_batch`; return its statement, and the parameters for each row.
 
-    Outcomes are summed up here, so that the statement takes any number of them. None as the date makes a sum of its
-    own, which the database, knowing its clock, adds to that day's.
+    The order of the rows is that in which every batch locks them. None as the date makes a sum of its own, which the
+    database, knowing its clock, adds to that day's.
     """
-    (statement,) = _UPDATE_JOB_STATS_BATCH(_schema(schema))
+    _, upsert = _UPDATE_JOB_STATS(_schema(schema))
     if isinstance(outcomes, JobOutcome) or not isinstance(outcomes, Iterable):
         raise _refusal("outcomes", outcomes, "an iterable of JobOutcome")
     sums: dict[tuple[int, str, str | None], list[int]] = {}
@@ -169,10 +160,9 @@ def update_job_stats_batch(*, schema: str, outcomes: Iterable[JobOutcome]) -> tu
         of_key = sums.setdefault(key_and_sums[:3], [0, 0, 0, 0])
         for place, value in enumerate(key_and_sums[3:]):
             of_key[place] += value
-    if not sums:
-        return None
-    columns = zip(*((*key, *of_key) for key, of_key in sums.items()), strict=True)
-    return statement, (*(_array(column) for column in columns), _table(schema))
+    today = datetime.datetime.now(datetime.UTC).date().isoformat()
+    keys = sorted(sums, key=lambda key: (key[0], key[1], key[2] or today))
+    return upsert, [(str(key[0]), key[1], key[2], *map(str, sums[key])) for key in keys]
 
 
 def get_stats(

@@ -80,13 +80,12 @@ def update_job_stats(
 def update_job_stats_batch(conn: Connection[Any], *, schema: str, outcomes: Iterable[JobOutcome]) -> None:
     """Count many finished jobs in the tenant's `marketplace_job_stats`, all or none of them.
 
-    The result is that of `update_job_stats` for each, in one statement, however many they are: for workers that finish
-    many jobs, and for back-fills. Only a row that is not there when the statement begins takes an id from the sequence:
-    so of batches that race for the same new rows, each may take one for each of these rows.
+    The result is that of `update_job_stats` for each: for workers that finish many jobs, or for back-fills. Outcomes of
+    a row are added up first; then a statement a row is sent, by psycopg's `executemany`, which sends all of them in one
+    pipeline. That is a transaction of its own unless one is open; nobody who shares the connection can fall into it.
 
-    Batches of a tenant take turns: each waits until the transaction of the one before has ended. So no two wait for
-    each other in a circle; unless their transactions have counted before, singly or for other tenants. The rows are
-    locked as long.
+    Rows are taken by action type, marketplace and day, and locked until the transaction ends. So no two batches wait
+    for each other in a circle; nor do transactions that count singly in the same order.
 
     - `schema`: as for `update_job_stats`.
     - `outcomes`: any iterable of `JobOutcome`, which is consumed before anything is sent; if it is empty, nothing is.
@@ -95,9 +94,9 @@ def update_job_stats_batch(conn: Connection[Any], *, schema: str, outcomes: Iter
     anything is sent; it names the first bad outcome by its index, from 0. psycopg's errors pass through.
     """
     check(conn, Connection)
-    query = _queries.update_job_stats_batch(schema=schema, outcomes=outcomes)
-    if query is not None:
-        _Cursor(conn).execute(*query)
+    upsert, rows = _queries.update_job_stats_batch(schema=schema, outcomes=outcomes)
+    if rows:
+        _Cursor(conn).executemany(upsert, rows)
 
 
 def get_stats(

@@ -1,5 +1,4 @@
--- The row `stats` with the jobs of {jobs} added, from what is believed of it: put into upsert_job_stats.sql and
--- update_job_stats_batch.sql.
+-- The row `stats` with the jobs of {jobs} added, from what is believed of it: put into upsert_job_stats.sql twice.
 SELECT
     stats.total_jobs + {jobs}.total_jobs,
     stats.success_count + {jobs}.success_count,

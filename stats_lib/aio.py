@@ -73,9 +73,9 @@ async def update_job_stats(
 async def update_job_stats_batch(conn: AsyncConnection[Any], *, schema: str, outcomes: Iterable[JobOutcome]) -> None:
     """`stats_lib.update_job_stats_batch`, to be awaited."""
     check(conn, AsyncConnection)
-    query = _queries.update_job_stats_batch(schema=schema, outcomes=outcomes)
-    if query is not None:
-        await _Cursor(conn).execute(*query)
+    upsert, rows = _queries.update_job_stats_batch(schema=schema, outcomes=outcomes)
+    if rows:
+        await _Cursor(conn).executemany(upsert, rows)
 
 
 @_like(_sync.get_stats)

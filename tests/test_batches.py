@@ -119,7 +119,7 @@ def test_nothing_to_count(conn: Connection) -> None:
 
 
 def test_a_generator_of_many(conn: Connection) -> None:
-    """100,000 outcomes of 3,000 rows, from a generator, are one statement."""
+    """100,000 outcomes of 3,000 rows, from a generator, are one batch."""
     days = [DAY - datetime.timedelta(days=n) for n in range(500)]
     jobs = (outcome(n % 6, date=days[n % 500], duration=datetime.timedelta(milliseconds=n)) for n in range(100_000))
     update_job_stats_batch(conn, schema="user_1", outcomes=jobs)
@@ -234,7 +234,7 @@ def test_no_deadlock_and_no_count_lost(conn: Connection) -> None:
 
 
 def test_a_row_that_another_batch_inserts_meanwhile(conn: Connection) -> None:
-    """A row that exists, and one that is new to both batches: the second waits for its turn, and holds neither."""
+    """A row that exists, and one that is new to both batches: the second waits for the new one, and holds neither."""
     count(conn, outcome(3))
     conn.autocommit = False  # else a batch waits for its end, in a pipeline, too
     with connect(conn, autocommit=False) as other:

@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 from dev.portable_sql import main, problems
-from stats_lib import JobOutcome, _queries
+from stats_lib import _queries
 from tests.deploy import ROOT
 from tests.tenants import Connection, column
 
@@ -15,14 +15,11 @@ FILES = sorted([*(ROOT / "sql").rglob("*.sql"), *(ROOT / "stats_lib").glob("*.sq
 JOB: dict[str, Any] = {"action_type_id": 1, "marketplace": "ebay", "success": True, "duration": None, "date": None}
 READ: dict[str, Any] = {"schema": "user_1", "marketplace": None, "days": 7, "until": None}
 _update, _upsert, _ = _queries.update_job_stats(schema="user_1", **JOB)
-_batch = _queries.update_job_stats_batch(schema="user_1", outcomes=[JobOutcome(**JOB)])
-assert _batch
 STATEMENTS: dict[str, str] = {
     name: statement.decode() if isinstance(statement, bytes) else statement.as_string(None)
     for name, statement in {
         "update": _update,
         "upsert": _upsert,
-        "batch": _batch[0],
         "get_platform_summary": _queries.get_platform_summary(days=7, until=None)[0],
         **{
             f"{function.__name__}({only})": function(action_type_id=only, **READ)[0]
@@ -48,8 +45,8 @@ def test_what_the_library_sends_is_portable(name: str) -> None:
 
 
 def test_every_statement_is_looked_at() -> None:
-    """Two that count one job, one for a batch, one for the platform, and two for each other way to read."""
-    assert len(STATEMENTS) == 8
+    """Two that count, one for the platform, and two for each other way to read."""
+    assert len(STATEMENTS) == 7
 
 
 def test_columns_are_set_in_the_order_of_the_table(migrated: Connection) -> None:
