@@ -13,15 +13,13 @@ from importlib.resources import files
 from typing import Any, TypeVar
 
 from psycopg import sql
-from psycopg.abc import Buffer
-from psycopg.adapt import AdaptersMap, Loader
+from psycopg.adapt import AdaptersMap
 from psycopg.postgres import types
-from psycopg.pq import Format
 from psycopg.rows import BaseRowFactory
 from psycopg.types.datetime import DateBinaryLoader, TimestamptzBinaryLoader
 from psycopg.types.none import NoneDumper
 from psycopg.types.numeric import Int8BinaryLoader
-from psycopg.types.string import StrDumperUnknown, TextLoader
+from psycopg.types.string import StrDumperUnknown, TextBinaryLoader, TextLoader
 
 from stats_lib._types import JobOutcome, JobStats, Marketplace, MarketplaceSummary, PlatformSummary
 
@@ -31,22 +29,12 @@ MAX_DURATION = datetime.timedelta(milliseconds=2**32)  # of 2^31 - 1 jobs, as ma
 MAX_SCHEMA_BYTES = 63  # a longer name would be truncated by PostgreSQL, perhaps to another tenant's
 
 _NO_TIME, _MILLISECOND = datetime.timedelta(0), datetime.timedelta(milliseconds=1)
-_STORED = {member.value.encode(): member for member in Marketplace}
 _MEMBERS = {member.value: member for member in Marketplace}
+_READ_AS = _MEMBERS | {name.encode(): member for name, member in _MEMBERS.items()}  # bytes if the encoding is SQL_ASCII
 _TEXT = re.compile(r"[^\0\ud800-\udfff]+")  # UTF-8 has no surrogates
 
 Query = bytes | sql.SQL
-Params = tuple[str | None, ...]
-
-
-class _MarketplaceLoader(Loader):
-    """Reads what the column may hold, which is the only text that is read, in any client_encoding."""
-
-    format = Format.BINARY
-
-    def load(self, data: Buffer) -> Marketplace:
-        """Return the member."""
-        return _STORED[bytes(data)]
+Params = Sequence[str | None]
 
 
 # All that the library's cursors know of Python's and PostgreSQL's types, in place of what the connection knows.
@@ -55,7 +43,7 @@ ADAPTERS.register_dumper(str, StrDumperUnknown)
 ADAPTERS.register_dumper(type(None), NoneDumper)
 ADAPTERS.register_loader(0, TextLoader)  # for all others: psycopg wants one
 ADAPTERS.register_loader(types["int8"].oid, Int8BinaryLoader)
-ADAPTERS.register_loader(types["text"].oid, _MarketplaceLoader)
+ADAPTERS.register_loader(types["text"].oid, TextBinaryLoader)
 ADAPTERS.register_loader(types["date"].oid, DateBinaryLoader)
 ADAPTERS.register_loader(types["timestamptz"].oid, TimestamptzBinaryLoader)
 
@@ -105,14 +93,20 @@ _UPDATE_JOB_STATS = _in_schema(
     _numbered(_text("update_job_stats", is_believed=_IS_BELIEVED), _KEY_AND_SUMS),
     _numbered(_text("upsert_job_stats", **_ADDED), _KEY_AND_SUMS),
 )
-_READ = "days", "until", "marketplaces", "action_type_id"
+_READ = "days", "until"
+_OF_MARKETPLACE = "stats.marketplace::pg_catalog.text = %(marketplace)s::pg_catalog.text"
 _OF_ACTION_TYPE = "stats.action_type_id = %(action_type_id)s::integer"
-# Without an action type, and with.
+_READERS = {  # in the order of _read()
+    (): "true",
+    ("marketplace",): _OF_MARKETPLACE,
+    ("action_type_id",): _OF_ACTION_TYPE,
+    ("marketplace", "action_type_id"): f"{_OF_MARKETPLACE} AND {_OF_ACTION_TYPE}",
+}
 _GET_STATS, _GET_SUMMARY = (
     _in_schema(
         *(
-            _numbered(_text(name, of_action_type=only, durations=_DURATIONS), _READ)
-            for only in ("true", _OF_ACTION_TYPE)
+            _numbered(_text(name, conditions=conditions, durations=_DURATIONS), (*_READ, *given))
+            for given, conditions in _READERS.items()
         )
     )
     for name in ("get_stats", "get_summary")
@@ -198,16 +192,20 @@ _Row = TypeVar("_Row")
 
 
 def rows_of(cls: type[_Row]) -> BaseRowFactory[_Row]:
-    """Make a row of values that have the order of its fields.
+    """Make a row of values that have the order of its fields; its marketplace is None if this release knows it not.
 
     By their slots: frozen dataclasses set each field by way of object.__setattr__, which takes thrice as long.
     """
-    setters = [getattr(cls, field.name).__set__ for field in fields(cls)]  # type: ignore[arg-type]  # a dataclass
+    names = [field.name for field in fields(cls)]  # type: ignore[arg-type]  # a dataclass
+    setters = [getattr(cls, name).__set__ for name in names]
+    place = names.index("marketplace")
+    set_marketplace = setters[place]
 
     def row(values: Sequence[Any]) -> _Row:
         made = object.__new__(cls)
-        for set_field, value in zip(setters, values, strict=True):
+        for set_field, value in zip(setters, values, strict=False):
             set_field(made, value)
+        set_marketplace(made, _READ_AS.get(values[place]))
         return made
 
     return lambda _: row
@@ -216,6 +214,11 @@ def rows_of(cls: type[_Row]) -> BaseRowFactory[_Row]:
 JOB_STATS = rows_of(JobStats)
 MARKETPLACE_SUMMARY = rows_of(MarketplaceSummary)
 PLATFORM_SUMMARY = rows_of(PlatformSummary)
+
+
+def known(found: list[JobStats]) -> list[JobStats]:
+    """Leave out the rows of marketplaces that a later release has added."""
+    return [row for row in found if row.marketplace]
 
 
 def each_marketplace(
@@ -234,9 +237,13 @@ def _read(
     days: int,
     until: datetime.date | None,
 ) -> tuple[Query, Params]:
-    params = str(_days(days)), _date("until", until), _array(_marketplaces(marketplace))
-    of_all, of_one = in_schema(_schema(schema))
-    return (of_all, params) if action_type_id is None else (of_one, (*params, str(_action_type_id(action_type_id))))
+    statements = in_schema(_schema(schema))
+    params = [str(_days(days)), _date("until", until)]
+    if marketplace is not None:
+        params.append(_marketplace(marketplace).value)
+    if action_type_id is not None:
+        params.append(str(_action_type_id(action_type_id)))
+    return statements[(marketplace is not None) + 2 * (action_type_id is not None)], params
 
 
 def _job(
@@ -308,10 +315,6 @@ def _integer(name: str, value: int, low: int, high: int) -> int:
     if not isinstance(value, int) or isinstance(value, bool) or not low <= value <= high:
         raise _refusal(name, value, f"an integer from {low} to {high}")
     return int(value)
-
-
-def _array(values: Iterable[object]) -> str:
-    return "{" + ",".join("NULL" if value is None else str(value) for value in values) + "}"
 
 
 def _refusal(name: str, value: object, allowed: str) -> ValueError:

@@ -125,7 +125,8 @@ def get_stats(
     query, params = _queries.get_stats(
         schema=schema, marketplace=marketplace, action_type_id=action_type_id, days=days, until=until
     )
-    return _Cursor(conn, row_factory=_queries.JOB_STATS).execute(query, params, binary=True).fetchall()
+    cursor = _Cursor(conn, row_factory=_queries.JOB_STATS).execute(query, params, binary=True)
+    return _queries.known(cursor.fetchall())
 
 
 def get_summary(

@@ -93,7 +93,8 @@ async def get_stats(
     query, params = _queries.get_stats(
         schema=schema, marketplace=marketplace, action_type_id=action_type_id, days=days, until=until
     )
-    return await (await _Cursor(conn, row_factory=_queries.JOB_STATS).execute(query, params, binary=True)).fetchall()
+    cursor = await _Cursor(conn, row_factory=_queries.JOB_STATS).execute(query, params, binary=True)
+    return _queries.known(await cursor.fetchall())
 
 
 @_like(_sync.get_summary)

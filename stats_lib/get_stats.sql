@@ -15,9 +15,12 @@ SELECT
         least(stats.created_at, '9999-12-30 00:00+00'), '0001-01-02 00:00+00'
     )::pg_catalog.timestamptz AS created_at
 FROM {table} AS stats
-WHERE stats.date > coalesce(%(until)s::pg_catalog.date, (pg_catalog.now() AT TIME ZONE 'UTC')::pg_catalog.date)
-    - %(days)s::integer
-    AND stats.date <= coalesce(%(until)s::pg_catalog.date, (pg_catalog.now() AT TIME ZONE 'UTC')::pg_catalog.date)
-    AND stats.marketplace::pg_catalog.text = ANY (%(marketplaces)s::pg_catalog.text[])
-    AND {of_action_type}
+WHERE stats.date > (
+    SELECT coalesce(%(until)s::pg_catalog.date, (pg_catalog.now() AT TIME ZONE 'UTC')::pg_catalog.date)
+        - %(days)s::integer
+)
+    AND stats.date <= (
+        SELECT coalesce(%(until)s::pg_catalog.date, (pg_catalog.now() AT TIME ZONE 'UTC')::pg_catalog.date)
+    )
+    AND {conditions}
 ORDER BY stats.date DESC, stats.marketplace, stats.action_type_id

@@ -9,9 +9,12 @@ SELECT
     )::bigint AS avg_duration_ms -- NULL if none was timed
 FROM {table} AS stats
 CROSS JOIN LATERAL ({durations}) AS old
-WHERE stats.date > coalesce(%(until)s::pg_catalog.date, (pg_catalog.now() AT TIME ZONE 'UTC')::pg_catalog.date)
-    - %(days)s::integer
-    AND stats.date <= coalesce(%(until)s::pg_catalog.date, (pg_catalog.now() AT TIME ZONE 'UTC')::pg_catalog.date)
-    AND stats.marketplace::pg_catalog.text = ANY (%(marketplaces)s::pg_catalog.text[])
-    AND {of_action_type}
+WHERE stats.date > (
+    SELECT coalesce(%(until)s::pg_catalog.date, (pg_catalog.now() AT TIME ZONE 'UTC')::pg_catalog.date)
+        - %(days)s::integer
+)
+    AND stats.date <= (
+        SELECT coalesce(%(until)s::pg_catalog.date, (pg_catalog.now() AT TIME ZONE 'UTC')::pg_catalog.date)
+    )
+    AND {conditions}
 GROUP BY stats.marketplace

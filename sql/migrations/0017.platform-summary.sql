@@ -112,16 +112,17 @@ AS $function$
             END AS timed_jobs,
             CASE
                 WHEN (CASE
-                    WHEN stats.total_jobs - stats.untimed_jobs > 0
+                    WHEN stats.untimed_jobs < stats.total_jobs
                         THEN
-                            stats.total_duration_ms IS NOT NULL -- which least() would pass over
-                            AND least(
-                                (stats.total_duration_ms + (stats.total_jobs - stats.untimed_jobs) / 2)
-                                / (stats.total_jobs - stats.untimed_jobs),
-                                2147483647
-                            ) = stats.avg_duration_ms
+                            (stats.total_duration_ms + (stats.total_jobs - stats.untimed_jobs) / 2)
+                            / (stats.total_jobs - stats.untimed_jobs) = stats.avg_duration_ms
+                            OR (
+                                stats.avg_duration_ms = 2147483647 -- which stands for all that is longer
+                                AND (stats.total_duration_ms + (stats.total_jobs - stats.untimed_jobs) / 2)
+                                / (stats.total_jobs - stats.untimed_jobs) > 2147483647
+                            )
                     ELSE
-                        stats.total_jobs - stats.untimed_jobs = 0
+                        stats.untimed_jobs = stats.total_jobs
                         AND stats.total_duration_ms = 0
                         AND stats.avg_duration_ms IS NULL
                 END) THEN stats.total_duration_ms
