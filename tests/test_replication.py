@@ -111,7 +111,8 @@ def contents(conn: Connection, columns: str = "*") -> dict[str, list[Any]]:
 def section(number: int) -> list[str]:
     """The commands of a section of the page."""
     text = (ROOT / "docs/replication.md").read_text("utf-8").partition(f"\n## {number}. ")[2].partition("\n## ")[0]
-    return [block for block in blocks("docs/replication.md", "sh") if f"```sh\n{block}```" in text]
+    places = {block: text.find(f"```sh\n{block}```") for block in blocks("docs/replication.md", "sh")}
+    return sorted((block for block in places if places[block] >= 0), key=places.__getitem__)
 
 
 # Two servers, each with a database `legacy` to clone.
