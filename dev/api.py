@@ -13,8 +13,10 @@ PAGE = Path(__file__).resolve().parent.parent / "docs" / "api.md"
 
 def page() -> str:
     """What docs/api.md should say."""
-    parts = [f"# stats_lib\n\n{inspect.getdoc(stats_lib)}"]
-    for name in sorted(stats_lib.__all__, key=lambda name: (not name.islower(), name)):  # functions first
+    names = sorted(stats_lib.__all__, key=lambda name: (not name.islower(), name))  # functions first
+    contents = " · ".join(f"[{name}](#{name.lower()})" for name in names)
+    parts = [f"# stats_lib\n\n{inspect.getdoc(stats_lib)}\n\n{contents}"]
+    for name in names:
         thing = getattr(stats_lib, name)
         if inspect.isfunction(thing):
             parameters = ",\n".join(f"    {parameter}" for parameter in _parameters(thing))

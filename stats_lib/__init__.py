@@ -2,10 +2,10 @@
 
 The caller owns the connection and its transaction: nothing here begins, commits, rolls back or touches `search_path`.
 Arguments that can never be right raise `ValueError` before anything is sent, and a `conn` that is no psycopg connection
-`TypeError`; psycopg's errors pass through unchanged.
+raises `TypeError`. psycopg's errors pass through unchanged.
 
-`stats_lib.aio` has the same functions for a `psycopg.AsyncConnection`. [counting.md](counting.md) is about what is
-counted when.
+`stats_lib.aio` has the same functions for a `psycopg.AsyncConnection`. [counting.md](counting.md) says what is counted
+when.
 """
 
 from stats_lib._sync import get_platform_summary, get_stats, get_summary, update_job_stats, update_job_stats_batch

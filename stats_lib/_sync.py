@@ -38,9 +38,9 @@ def update_job_stats(
 ) -> None:
     """Count one finished job in the tenant's `marketplace_job_stats`.
 
-    One statement, or two if there is no row yet, each complete in itself: no transaction is begun, and concurrent
-    updates are all counted, on a shared connection, too. In a pipeline (`with conn.pipeline():`) nothing is waited for.
-    The row is locked until the caller's transaction ends. Only a job that finds no row takes an id from the sequence.
+    It sends one statement, or two if there is no row yet, each complete in itself. It begins no transaction, and loses
+    no concurrent update, on a shared connection neither. In a pipeline (`with conn.pipeline():`) it waits for nothing.
+    The row is locked until the caller's transaction ends. Only a new row takes an id from the sequence.
 
     - `schema`: the tenant's schema, 1 to 63 bytes, used as it is (never parsed, folded or looked up in `search_path`).
     - `action_type_id`: a 32-bit integer; the same id means another thing on another marketplace.
@@ -51,11 +51,10 @@ def update_job_stats(
     - `date`: the day to count the job on; None for today in UTC by the server's clock, as of the transaction's start.
 
     `avg_duration_ms` becomes the mean of all durations of the row, computed from their sum and rounded half up; a mean
-    beyond 2^31 - 1 ms (about 24.8 days) is kept, and shown as that. Where code from before `marketplace_job_stats`
-    counts in the same row, the mean starts from the average that it left.
+    beyond 2^31 - 1 ms (about 24.8 days) is kept, and shown as that. Where old code, from before the migration, counts
+    in the same row, the mean starts from the average that it left.
 
-    Raises TypeError if `conn` is no such connection, and ValueError if an argument is none of the above, before
-    anything is sent; psycopg's errors pass through.
+    Raises TypeError for a wrong `conn`, and ValueError for any other bad argument, before anything is sent.
     """
     check(conn, Connection)
     update, upsert, params = _queries.update_job_stats(
@@ -80,18 +79,18 @@ def update_job_stats(
 def update_job_stats_batch(conn: Connection[Any], *, schema: str, outcomes: Iterable[JobOutcome]) -> None:
     """Count many finished jobs in the tenant's `marketplace_job_stats`, all or none of them.
 
-    The result is that of `update_job_stats` for each: for workers that finish many jobs, or for back-fills. Outcomes of
-    a row are added up first; then a statement a row is sent, by psycopg's `executemany`, which sends all of them in one
-    pipeline. That is a transaction of its own unless one is open; nobody who shares the connection can fall into it.
+    The result is that of `update_job_stats` for each. It is for workers that finish many jobs, and for back-fills. The
+    outcomes of each row are added up, then one statement a row is sent, by psycopg's `executemany`, in one pipeline.
+    That is a transaction of its own unless one is open, and nobody who shares the connection can fall into it.
 
-    Rows are taken by action type, marketplace and day, and locked until the transaction ends. So no two batches wait
-    for each other in a circle; nor do transactions that count singly in the same order.
+    Rows are taken in the order of action type, marketplace and day, and locked until the transaction ends. So no two
+    batches wait for each other in a circle, nor does a transaction that counts one by one in that order.
 
     - `schema`: as for `update_job_stats`.
     - `outcomes`: any iterable of `JobOutcome`, which is consumed before anything is sent; if it is empty, nothing is.
 
-    Raises TypeError if `conn` is no such connection, and ValueError if an argument is none of the above, before
-    anything is sent; it names the first bad outcome by its index, from 0. psycopg's errors pass through.
+    Raises TypeError for a wrong `conn`, and ValueError for any other bad argument, before anything is sent. It names
+    the first bad outcome by its index, from 0.
     """
     check(conn, Connection)
     upsert, rows = _queries.update_job_stats_batch(schema=schema, outcomes=outcomes)
@@ -118,8 +117,7 @@ def get_stats(
 
     Returns one `JobStats` a row: newest day first, then by marketplace (alphabetically), then by action type.
 
-    Raises TypeError if `conn` is no such connection, and ValueError if an argument is none of the above, before
-    anything is sent; psycopg's errors pass through.
+    Raises TypeError for a wrong `conn`, and ValueError for any other bad argument, before anything is sent.
     """
     check(conn, Connection)
     query, params = _queries.get_stats(
@@ -145,10 +143,9 @@ def get_summary(
     Returns one `MarketplaceSummary` for each marketplace asked for, those without jobs too, in alphabetical order.
 
     `avg_duration_ms` is the mean of all durations of the rows, computed from their sums and rounded half up; None if
-    there are none. A row that code from before counted in last is taken as average times jobs (see `update_job_stats`).
+    there are none. A row that old code counted in last is taken as average times jobs (see `update_job_stats`).
 
-    Raises TypeError if `conn` is no such connection, and ValueError if an argument is none of the above, before
-    anything is sent; psycopg's errors pass through.
+    Raises TypeError for a wrong `conn`, and ValueError for any other bad argument, before anything is sent.
     """
     check(conn, Connection)
     query, params = _queries.get_summary(
@@ -166,13 +163,12 @@ def get_platform_summary(
     - `days`, `until`: as for `get_stats`.
 
     Returns one `PlatformSummary` for each member of `Marketplace`, those without jobs too, in alphabetical order.
-    Tenants that cannot be read are skipped, and their number is told: those that are not migrated yet, that have no
-    such table, that the role may not read, or whose table may run code of its owner's when it is read.
+    It skips and counts tenants that cannot be read: those that are not migrated yet, that have no such table, that the
+    role may not read, or whose table may run code of its owner's when it is read.
 
-    One SELECT of `job_stats.platform_summary`, for which docs/ecosystem.md has the grants.
+    This is one SELECT of `job_stats.platform_summary`, for which docs/recipes.md has the grants.
 
-    Raises TypeError if `conn` is no such connection, and ValueError if an argument is none of the above, before
-    anything is sent; psycopg's errors pass through.
+    Raises TypeError for a wrong `conn`, and ValueError for any other bad argument, before anything is sent.
     """
     check(conn, Connection)
     query, params = _queries.get_platform_summary(days=days, until=until)

@@ -52,6 +52,34 @@ def psql(
     return _run(["psql", "--no-psqlrc", "--set=ON_ERROR_STOP=1", *args], conn, env, stdin)
 
 
+def bash(command: str, env: Mapping[str, str], cwd: Path = ROOT) -> str:
+    """Run a command of a document as it stands there, and return what it prints."""
+    done = subprocess.run(
+        ["bash", "-euo", "pipefail", "-c", command],
+        cwd=cwd,
+        env={**env, "PSQLRC": "/dev/null", "PATH": f"{Path(sys.executable).parent}:{env['PATH']}"},
+        stdin=subprocess.DEVNULL,
+        capture_output=True,
+        text=True,
+        timeout=2 * _SECONDS,
+    )
+    assert done.returncode == 0, f"{command}\n{done.stdout}{done.stderr}"
+    return done.stdout
+
+
+def services(file: Path, **databases: psycopg.Connection[Any]) -> dict[str, str]:
+    """Our environment with a service file that says where each of `databases` is."""
+    texts = []
+    for name, conn in databases.items():
+        env = libpq_env(conn)
+        texts += [f"[{name}]", *(f"{key}={env[f'PG{key.upper()}']}" for key in ["host", "port", "user"])]
+        texts += [f"dbname={conn.info.dbname}"]
+    file.write_text("\n".join(texts))
+    return {key: value for key, value in env.items() if not key.startswith("PG") or key == "PGPASSWORD"} | {
+        "PGSERVICEFILE": str(file)
+    }
+
+
 def schema_dump(conn: psycopg.Connection[Any], *schemas: str) -> str:
     """What pg_dump says of all definitions, or of those in `schemas` (names, not patterns); no rows.
 

@@ -1,4 +1,4 @@
-"""Every command in the documents works as it stands there, in that order."""
+"""Every command in the documents is run by a test as it stands there, and whatever they name is there."""
 
 import re
 import subprocess
@@ -8,69 +8,101 @@ from pathlib import Path
 import pytest
 
 from dev import api
-from tests.deploy import ROOT, connect, libpq_env
+from tests.deploy import ROOT, bash, connect, libpq_env, services
 from tests.tenants import Connection, states
 
-ELSEWHERE = ("make ", "yoyo apply --no-config-file")  # run by CI, and by test_packaging, which has a wheel
+DOCUMENTS = ["README.md", *sorted(f"docs/{path.name}" for path in ROOT.glob("docs/*.md"))]
+TESTS = "".join(path.read_text("utf-8") for path in Path(__file__).parent.glob("test_*.py"))
+# A call in a test that names a document and a language runs its blocks; if it names a mark, too, those that have it.
+RUN = re.findall(r'\((?:\w+, )?"([\w/-]+\.md)", "(\w+)"(?:, "([^"]+)")?\)', TESTS)
 
 
-def blocks(document: str, language: str) -> list[str]:
-    """The fenced blocks of a document, those in lists too."""
+def blocks(document: str, language: str, mark: str = "") -> list[str]:
+    """The fenced blocks of a document, those in lists too, with `mark` in them; none that says why it is not run."""
     found = re.findall(
-        rf"^( *)```{language}\n(.*?)^ *```", (ROOT / document).read_text("utf-8"), re.DOTALL | re.MULTILINE
+        rf"^(<!-- not run: [^\n]+ -->\n)?( *)```{language}\n(.*?)^ *```",
+        (ROOT / document).read_text("utf-8"),
+        re.DOTALL | re.MULTILINE,
     )
-    return [re.sub(rf"^{indent}", "", block, flags=re.MULTILINE) for indent, block in found]
+    texts = [re.sub(rf"^{indent}", "", block, flags=re.MULTILINE) for reason, indent, block in found if not reason]
+    return [text for text in texts if mark in text]
 
 
-@pytest.mark.parametrize("document", ["README.md", "docs/runbook.md"])
-def test_commands(legacy: Connection, document: str) -> None:
-    """A DBA who follows the document from top to bottom meets no error, and an error would end each command."""
-    env = libpq_env(legacy)
-    env |= {"PSQLRC": "/dev/null", "PATH": f"{Path(sys.executable).parent}:{env['PATH']}"}
-    commands = [block for block in blocks(document, "sh") if not block.startswith(ELSEWHERE)]
-    assert commands
-    for command in commands:
+def named(sql: str) -> str:
+    """The file that an example of a migration goes into."""
+    (name,) = re.findall(r"migration => '(.*?)'", sql)
+    return f"{name}.sql"
+
+
+def follow(conn: Connection, document: str, language: str) -> None:
+    """Run what no other test runs, from top to bottom; each block prints what the text after it says."""
+    text = (ROOT / document).read_text("utf-8")
+    elsewhere = [mark for where, _, mark in RUN if where == document and mark]
+    for command in blocks(document, language):
+        if any(mark in command for mark in elsewhere):
+            continue
         assert command.count("psql ") == command.count("psql -v ON_ERROR_STOP=1 ")
-        done = subprocess.run(
-            ["bash", "-euo", "pipefail", "-c", command],
-            cwd=ROOT,
-            env=env,
-            capture_output=True,
-            text=True,
-            stdin=subprocess.DEVNULL,
-        )
-        assert done.returncode == 0, f"{command}\n{done.stdout}{done.stderr}"
-    if document == "docs/runbook.md":
-        assert legacy.execute("SELECT to_regnamespace('job_stats')").fetchone() == (None,)
-    else:
-        assert set(states(legacy).values()) == {"legacy", "missing"}
+        printed = re.sub(" +", " ", bash(command, libpq_env(conn)))
+        text = text.partition(f"```{language}\n{command}")[2]
+        for heads in re.findall(r"`(\w+(?: \| \w+)+)`", text.partition("```sh")[0]):
+            assert heads in printed, f"{command}\n{printed}"
+
+
+def test_the_readme(legacy: Connection) -> None:
+    """A DBA who follows it from top to bottom meets no error, and has the legacy tables in the end."""
+    follow(legacy, "README.md", "sh")
+    assert set(states(legacy).values()) == {"legacy", "missing"}
+
+
+def test_the_runbook(legacy: Connection) -> None:
+    """A DBA who follows it from top to bottom meets no error, and nothing is left in the end."""
+    follow(legacy, "docs/runbook.md", "sh")
+    assert legacy.execute("SELECT to_regnamespace('job_stats')").fetchone() == (None,)
+
+
+def test_make() -> None:
+    """CI, or a test, runs the README's make commands."""
+    for line in "".join(blocks("README.md", "sh", "make ")).splitlines():
+        (command,) = re.findall(r"^make \S+", line)
+        assert command in (ROOT / ".ci/run").read_text("utf-8").splitlines() or f'"{command}"' in TESTS
+
+
+@pytest.mark.parametrize("document", DOCUMENTS)
+def test_every_block_is_run(document: str) -> None:
+    """A test runs each command, statement and example, unless the line above it says why not."""
+    text = (ROOT / document).read_text("utf-8")
+    assert set(re.findall(r"^ *```(\S+)", text, re.MULTILINE)) <= {"sh", "sql", "python", "text"}
+    for language in ["sh", "sql", "python"]:
+        marks = [mark for where, of, mark in RUN if (where, of) == (document, language)]
+        for block in blocks(document, language):
+            assert any(mark in block for mark in marks), block
+
+
+FOREIGN = [  # what readers have, or will write
+    "pg_service.conf",
+    "0013.unfold-2",
+    "0022.orders-priority",
+    "0023.depop",
+    "0024.last-job-at",
+    "0025.split-old-rows",
+]
 
 
 def test_many_clusters(legacy: Connection, tmp_path: Path) -> None:
     """The commands of docs/scaling.md migrate every cluster that the service file names, and tell of each."""
-    here = libpq_env(legacy)
-    databases = {"north": legacy.info.dbname, "south": f"{legacy.info.dbname}_south"}
-    (tmp_path / "clusters.txt").write_text("".join(f"{name}\n" for name in databases))
-    services = [
-        f"[{name}]\nhost={here['PGHOST']}\nport={here['PGPORT']}\nuser={here['PGUSER']}\ndbname={dbname}\n"
-        for name, dbname in databases.items()
-    ]
-    (tmp_path / "services").write_text("".join(services))
-    env = {name: value for name, value in here.items() if not name.startswith("PG") or name == "PGPASSWORD"}
-    env |= {"PGSERVICEFILE": str(tmp_path / "services"), "PATH": f"{Path(sys.executable).parent}:{env['PATH']}"}
+    north = legacy.info.dbname
+    (tmp_path / "clusters.txt").write_text("north\nsouth\n")
     (tmp_path / "yoyo.ini").write_text((ROOT / "yoyo.ini").read_text().replace("%(here)s", str(ROOT)))
     (commands,) = blocks("docs/scaling.md", "sh")
     with connect(legacy, dbname="postgres") as other:
         legacy.close()
-        other.execute(f'CREATE DATABASE "{databases["south"]}" TEMPLATE "{databases["north"]}"'.encode())
+        other.execute(f'CREATE DATABASE "{north}_south" TEMPLATE "{north}"'.encode())
         try:
-            done = subprocess.run(
-                ["bash", "-euo", "pipefail", "-c", commands], cwd=tmp_path, env=env, capture_output=True, text=True
-            )
+            with connect(other, dbname=north) as here, connect(other, dbname=f"{north}_south") as there:
+                printed = bash(commands, services(tmp_path / "services", north=here, south=there), tmp_path)
         finally:
-            other.execute(f'DROP DATABASE "{databases["south"]}" WITH (FORCE)'.encode())
-    assert done.returncode == 0, done.stderr
-    assert re.findall(r"^(\w+)\|migrated\|\d+$", done.stdout, re.MULTILINE) == ["north", "south"]
+            other.execute(f'DROP DATABASE "{north}_south" WITH (FORCE)'.encode())
+    assert re.findall(r"^(\w+)\|migrated\|\d+$", printed, re.MULTILINE) == ["north", "south"]
 
 
 def test_the_examples_for_developers(migrated: Connection) -> None:
@@ -101,8 +133,33 @@ def test_the_api_page_is_up_to_date() -> None:
     assert api.PAGE.read_text("utf-8") == api.page()
 
 
-def test_links_and_promises() -> None:
-    """What the documents link to is there."""
-    for document in [ROOT / "README.md", ROOT / "CHANGELOG.md", *ROOT.glob("docs/*.md")]:
-        for target in re.findall(r'(?:\]\(|src="|srcset=")(?!http)([^)#"]+)', document.read_text("utf-8")):
-            assert (document.parent / target).exists(), f"{document.name}: {target}"
+def anchors(document: Path) -> set[str]:
+    """The anchors of a document's headings, as GitHub makes them."""
+    headings = re.findall(r"^#+ (.+)", document.read_text("utf-8"), re.MULTILINE)
+    return {re.sub(r"[^\w -]", "", heading.lower()).replace(" ", "-") for heading in headings}
+
+
+def test_links() -> None:
+    """What the documents link to is there, down to the heading."""
+    for document in [*ROOT.glob("*.md"), *ROOT.glob("[!.]*/**/*.md")]:
+        links = re.findall(r'(?:\]\(|src="|srcset=")(?!http)([^)#"]*)#?([^)"]*)', document.read_text("utf-8"))
+        for target, anchor in links:
+            linked = document.parent / target if target else document
+            assert linked.exists(), f"{document.name}: {target}"
+            assert not anchor or anchor in anchors(linked), f"{document.name}: {target}#{anchor}"
+
+
+def test_what_is_named_is_there() -> None:
+    """Files that the documents, the SQL and its errors name are there, and so are the sections."""
+    names = {path.name for path in ROOT.glob("[!.]*/**/*.*")} | {path.name for path in ROOT.iterdir()}
+    names |= {name + end for name in FOREIGN for end in ["", ".sql", ".rollback.sql"]}
+    for document in DOCUMENTS:
+        text = (ROOT / document).read_text("utf-8")
+        for name in re.findall(r"`(?:[\w.-]+/)*([\w.-]+\.(?:md|sql|py|ini|toml|txt|conf))`", text):
+            assert name in names, f"{document}: {name}"
+    for path in [ROOT / "yoyo.ini", *ROOT.glob("sql/**/*.sql"), *ROOT.glob("stats_lib/*")]:
+        if path.is_file():
+            for name, section in re.findall(r'(docs/[\w-]+\.\w+)(?:, "([^"]+)")?', path.read_text("utf-8")):
+                assert (ROOT / name).exists(), f"{path.name}: {name}"
+                found = {re.sub(r"^\d+-", "", anchor) for anchor in anchors(ROOT / name)}
+                assert not section or section.lower().replace(" ", "-") in found, f"{path.name}: {section}"

@@ -12,6 +12,7 @@ import pytest
 from stats_lib import update_job_stats
 from tests.deploy import connect, psql, schema_dump, yoyo
 from tests.tenants import UPGRADE, VERIFY, Connection, clone, column, ok, running, states, wait_until
+from tests.test_docs import blocks
 
 BOTH = ["sql/migrations", "sql/contract"]
 SEQUENCE = re.compile(r"template_tenant\.\w+_id_seq")
@@ -170,8 +171,8 @@ def test_by_a_role_that_only_signs_up(legacy: Connection) -> None:
     legacy.execute("GRANT USAGE ON SCHEMA template_tenant TO legacy_sign_up")
     legacy.execute("GRANT SELECT ON template_tenant.marketplace_job_stats TO legacy_sign_up")
     legacy.execute("GRANT USAGE ON SEQUENCE template_tenant.marketplace_job_stats_id_seq TO legacy_sign_up")
-    legacy.execute("GRANT USAGE ON SCHEMA tenancy, job_stats TO legacy_sign_up")
-    legacy.execute("GRANT SELECT ON tenancy.tenants, tenancy.left_out, job_stats.tables TO legacy_sign_up")
+    (grants,) = blocks("docs/runbook.md", "sql", "sign_up;")
+    legacy.execute(grants.replace(" sign_up;", " legacy_sign_up;").encode())
     with connect(legacy, user="legacy_sign_up") as session:
         add(session, "user_new")
         session.execute("INSERT INTO user_new.vinted_job_stats (action_type_id, date) VALUES (1, current_date)")

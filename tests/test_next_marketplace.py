@@ -1,30 +1,34 @@
 """The worked examples of docs/next-migration.md that change the statistics, run as they stand there."""
 
-import re
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
 from dev.names import problems
-from tests.deploy import ROOT, connect, psql, schema_dump, yoyo
+from tests.deploy import connect, psql, schema_dump, yoyo
 from tests.tenants import VERIFY, Connection, clone, column, ok, states
+from tests.test_docs import blocks, named
 
 STATS = "user_1.marketplace_job_stats"
 Counts = dict[tuple[str, int], int]
+EXAMPLES = {
+    "0023": blocks("docs/next-migration.md", "sql", "0023.depop"),
+    "0024": blocks("docs/next-migration.md", "sql", "0024.last-job-at"),
+    "0025": blocks("docs/next-migration.md", "sql", "0025.split-old-rows"),
+}
 
 
 @pytest.fixture
 def files(tmp_path: Path) -> Callable[[str], Path]:
     """The folder with the two files of an example."""
-    text = (ROOT / "docs/next-migration.md").read_text("utf-8")
 
     def of(number: str) -> Path:
         folder = tmp_path / number
         folder.mkdir()
-        for name, sql in re.findall(rf"^`({number}\S+)`:\n\n```sql\n(.*?)^```", text, re.MULTILINE | re.DOTALL):
-            (folder / name).write_text(sql)
-            assert not list(problems(name, sql))
+        for sql in EXAMPLES[number]:
+            (folder / named(sql)).write_text(sql)
+            assert not list(problems(named(sql), sql))
         assert len(list(folder.iterdir())) == 2
         return folder
 

@@ -5,17 +5,17 @@ from pathlib import Path
 
 import pytest
 
-from tests.deploy import ROOT, connect, psql, schema_dump, yoyo
+from tests.deploy import connect, psql, schema_dump, yoyo
 from tests.tenants import Connection, column, ok, running, wait_until
+from tests.test_docs import blocks, named
 
 
 @pytest.fixture
 def orders(migrated: Connection, tmp_path: Path) -> list[Path]:
     """Tenants with `orders`, but for one, and the two files of the example."""
-    text = (ROOT / "docs/next-migration.md").read_text("utf-8")
     files = []
-    for name, sql in re.findall(r"^`(0022\.orders\S+)`:\n\n```sql\n(.*?)^```", text, re.MULTILINE | re.DOTALL):
-        files.append(tmp_path / name)
+    for sql in blocks("docs/next-migration.md", "sql", "0022.orders-priority"):
+        files.append(tmp_path / named(sql))
         files[-1].write_text(sql)
     migrated.execute("DROP TABLE user_without_table.orders")
     for tenant in ["template_tenant", "user_1", "user_2", "user_3"]:

@@ -1,6 +1,5 @@
 """What `pip install` gets."""
 
-import re
 import shlex
 import subprocess
 import sys
@@ -12,6 +11,7 @@ import pytest
 
 from tests.deploy import ROOT, libpq_env
 from tests.tenants import Connection, definitions, states, tenants
+from tests.test_docs import blocks
 
 
 @pytest.fixture(scope="module")
@@ -58,7 +58,8 @@ def test_migrations_from_the_wheel(legacy: Connection, wheel: Path, tmp_path: Pa
         wheel,
     ]
     subprocess.run(install, check=True, cwd=tmp_path)
-    (command,) = re.findall(r"^yoyo (.* package:\S+)", (ROOT / "README.md").read_text("utf-8"), re.MULTILINE)
+    (block,) = blocks("README.md", "sh", "package:stats_lib")
+    command = block.strip().removeprefix("yoyo ")
     environment = {**libpq_env(legacy), "PYTHONPATH": str(target)}
 
     def yoyo(arguments: str) -> str:

@@ -1,14 +1,14 @@
 """What a tenant has that the change would break, or be broken by: said before, refused by name, or named after."""
 
-import re
 from itertools import product
 
 import psycopg
 import pytest
 
 from stats_lib import get_stats, update_job_stats
-from tests.deploy import ROOT, psql, schema_dump, yoyo
+from tests.deploy import bash, libpq_env, psql, schema_dump, yoyo
 from tests.tenants import UPGRADE, VERIFY, Connection, clone, column, definitions, ok, states
+from tests.test_docs import blocks
 
 LEGACY = "user_1.vinted_job_stats"
 STATS = "user_1.marketplace_job_stats"
@@ -263,9 +263,20 @@ def test_empty_tables_beside_the_legacy_ones(legacy: Connection) -> None:
     for tenant in ["user_1", "user_2", "user_3"]:
         legacy.execute(f"CREATE TABLE {tenant}.marketplace_job_stats (id integer)".encode())
     legacy.execute("INSERT INTO user_3.marketplace_job_stats VALUES (1)")
-    runbook = (ROOT / "docs/runbook.md").read_text("utf-8")
-    (command,) = re.findall(r"^## Both tables.*?<<'SQL'\n(.*?)^SQL$", runbook, re.MULTILINE | re.DOTALL)
-    ok(psql(legacy, stdin=command))
+    (command,) = blocks("docs/runbook.md", "sh", "DROP TABLE %1$s")
+    bash(command, libpq_env(legacy))
     failed = yoyo(legacy, "apply")
     assert "1 FAILED" in failed.stderr
     assert "user_3: marketplace_job_stats is there, too" in failed.stderr
+
+
+def test_jobs_beside_the_legacy_ones(legacy: Connection) -> None:
+    """The runbook's statement adds the jobs of both tables up."""
+    legacy.execute("ALTER SCHEMA user_1 RENAME TO user_7")
+    legacy.execute("CREATE TABLE user_7.marketplace_job_stats (LIKE user_7.vinted_job_stats INCLUDING ALL)")
+    legacy.execute("INSERT INTO user_7.marketplace_job_stats TABLE user_7.vinted_job_stats")
+    total = "SELECT sum(total_jobs) FROM user_7.vinted_job_stats"
+    (before,) = column(legacy, total)
+    (statement,) = blocks("docs/runbook.md", "sql", "excluded.total_jobs")
+    legacy.execute(statement.encode())
+    assert column(legacy, total) == [2 * before]

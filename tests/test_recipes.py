@@ -35,9 +35,9 @@ def conn(migrated: Connection, monkeypatch: pytest.MonkeyPatch) -> Connection:
     return migrated
 
 
-def recipe(document: str, mark: str) -> ModuleType:
+def recipe(document: str, language: str, mark: str) -> ModuleType:
     """The block that has `mark` in it, as a module."""
-    (code,) = [block for block in blocks(document, "python") if mark in block]
+    (code,) = blocks(document, language, mark)
     module = ModuleType("recipe")
     exec(compile(code, f"{document}: {mark}", "exec"), vars(module))  # noqa: S102
     return module
@@ -86,7 +86,7 @@ async def request(app: Any, method: str, path: str, query: str = "") -> tuple[in
 @pytest.mark.usefixtures("conn")
 def test_fastapi() -> None:
     """A job is counted by one request, and read by the next, with its rates."""
-    module = recipe("docs/recipes.md", "FastAPI(")
+    module = recipe("docs/recipes.md", "python", "FastAPI(")
 
     async def main() -> Any:
         async with module.lifespan(module.app):
@@ -107,7 +107,7 @@ def test_fastapi() -> None:
 
 def test_sqlalchemy(conn: Connection) -> None:
     """A session, and an asynchronous one, count in their transactions, and end them."""
-    module = recipe("docs/recipes.md", "AsyncSession")
+    module = recipe("docs/recipes.md", "python", "AsyncSession")
     engine = sqlalchemy.create_engine("postgresql+psycopg://")
     with Session(engine) as session:
         module.relisted(session)
@@ -138,7 +138,7 @@ def test_django(conn: Connection) -> None:
     connections["default"].settings_dict.update(
         NAME=info.dbname, HOST=info.host, PORT=str(info.port), USER=info.user, PASSWORD=info.password
     )
-    module = recipe("docs/recipes.md", "django")
+    module = recipe("docs/recipes.md", "python", "django")
     try:
         module.relisted()
         with module.transaction.atomic():
@@ -151,7 +151,7 @@ def test_django(conn: Connection) -> None:
 
 def test_timed(conn: Connection) -> None:
     """What the block does is timed; what it raises makes a failure, and passes through."""
-    timed = recipe("docs/recipes.md", "def timed(").timed
+    timed = recipe("docs/recipes.md", "python", "def timed(").timed
     with timed(conn, "user_1", 7, Marketplace.EBAY):
         pass
     with pytest.raises(ZeroDivisionError), timed(conn, "user_1", 7, Marketplace.EBAY):
@@ -168,7 +168,7 @@ def test_a_day_each(conn: Connection) -> None:
         " VALUES (1, 'ebay', %(day)s, 2), (2, 'ebay', %(day)s, 3), (2, 'etsy', %(day)s, 4)",
         {"day": TODAY() - datetime.timedelta(days=2)},
     )
-    series = recipe("docs/recipes.md", "jobs_a_day").jobs_a_day(conn, "user_1", Marketplace.EBAY, 4)
+    series = recipe("docs/recipes.md", "python", "jobs_a_day").jobs_a_day(conn, "user_1", Marketplace.EBAY, 4)
     assert [0, 5, 0, 0] == [jobs for _, jobs in series]
     assert [3, 2, 1, 0] == [(TODAY() - day).days for day, _ in series]
 
@@ -180,13 +180,13 @@ def test_legacy_service(conn: Connection) -> None:
         " VALUES (4, 'vinted', %s, 3, 2), (99, 'vinted', %s, 3, 3), (99, 'ebay', %s, 3, 3)",
         [TODAY() - datetime.timedelta(days=1)] * 3,
     )
-    rows = recipe("docs/recipes.md", "legacy_stats").legacy_stats(conn, "user_1", 1)
+    rows = recipe("docs/recipes.md", "python", "legacy_stats").legacy_stats(conn, "user_1", 1)
     assert [("relist", 66.7), ("99", 100.0)] == [(row["action"], row["success_rate"]) for row in rows]
 
 
 def test_a_savepoint(conn: Connection) -> None:
     """A job that cannot be counted is done nevertheless; one that can is done and counted."""
-    finish = recipe("docs/counting.md", "def finish(").finish
+    finish = recipe("docs/counting.md", "python", "def finish(").finish
     conn.execute("CREATE TABLE public.jobs (id integer, done boolean DEFAULT false); INSERT INTO jobs VALUES (1), (2)")
     with connect(conn, autocommit=False) as own:
         finish(own, 1)

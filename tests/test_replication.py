@@ -4,9 +4,7 @@ On servers of its own, with the programs of JOB_STATS_TEST_BIN or else the wheel
 """
 
 import os
-import re
 import subprocess
-import sys
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
 from dataclasses import dataclass
@@ -20,10 +18,10 @@ from psycopg import sql
 
 from dev.server import Server, throwaway_server
 from stats_lib import update_job_stats
-from tests.deploy import ROOT, libpq_env, psql, yoyo
+from tests.deploy import ROOT, bash, libpq_env, psql, services, yoyo
 from tests.tenants import DOWNGRADE, UPGRADE, Connection, column, ok, tenants
+from tests.test_docs import blocks
 
-PAGE = "docs/replication.md"
 DAY = date(2020, 1, 1)
 WRITTEN = ["user_1", "user_2", "user_extra_columns"]
 EBAY = "SELECT concat_ws(' ', id, date, total_jobs) FROM user_1.marketplace_job_stats WHERE marketplace = 'ebay'"
@@ -33,29 +31,17 @@ NARROW = "id, action_type_id, date, total_jobs, success_count, failure_count"
 
 @dataclass
 class Pair:
-    """A publisher and its subscriber, which has had all rows, and the file that says where they are."""
+    """A publisher and its subscriber, which has had all rows, and an environment that says where they are."""
 
     publisher: Connection
     subscriber: Connection
-    service_file: Path
+    env: dict[str, str]
     _day: date = DAY
 
-    def follow(self, *blocks: str, then: Callable[[], object] = lambda: None) -> None:
+    def follow(self, *commands: str, then: Callable[[], object] = lambda: None) -> None:
         """Run commands of the page one by one, and something after each."""
-        env = libpq_env(self.publisher)
-        env = {name: value for name, value in env.items() if not name.startswith("PG")}
-        env |= {"PGSERVICEFILE": str(self.service_file), "PATH": f"{Path(sys.executable).parent}:{env['PATH']}"}
-        for block in blocks:
-            done = subprocess.run(
-                ["bash", "-euo", "pipefail", "-c", block],
-                cwd=ROOT,
-                env=env,
-                stdin=subprocess.DEVNULL,
-                capture_output=True,
-                text=True,
-                timeout=100,
-            )
-            assert done.returncode == 0, f"{block}\n{done.stdout}{done.stderr}"
+        for command in commands:
+            bash(command, self.env)
             then()
 
     def old_code(self) -> None:
@@ -124,8 +110,9 @@ def contents(conn: Connection, columns: str = "*") -> dict[str, list[Any]]:
 
 def section(number: int) -> list[str]:
     """The commands of a section of the page."""
-    (text,) = re.findall(rf"^## {number}\..*?(?=^## |\Z)", (ROOT / PAGE).read_text("utf-8"), re.DOTALL | re.MULTILINE)
-    return re.findall(r"^```sh\n(.*?)^```", text, re.DOTALL | re.MULTILINE)
+    text = (ROOT / "docs/replication.md").read_text("utf-8").partition(f"\n## {number}. ")[2].partition("\n## ")[0]
+    places = {block: text.find(f"```sh\n{block}```") for block in blocks("docs/replication.md", "sh")}
+    return sorted((block for block in places if places[block] >= 0), key=places.__getitem__)
 
 
 # Two servers, each with a database `legacy` to clone.
@@ -157,24 +144,15 @@ def servers(_no_libpq_variables: None) -> Iterator[tuple[Server, Server]]:
 def pair(servers: tuple[Server, Server], tmp_path: Path) -> Iterator[Pair]:
     """Two databases with the same rows."""
     clone = "CREATE DATABASE stats TEMPLATE legacy"
-    services = []
     with ExitStack() as stack:
-        for service, server in zip(["publisher", "subscriber"], servers, strict=True):
-            services += [
-                f"[{service}]",
-                f"host={server.host}",
-                f"port={server.port}",
-                f"user={server.user}",
-                "dbname=stats",
-            ]
+        for server in servers:
             maintenance = stack.enter_context(psycopg.connect(server.url(), autocommit=True))
             maintenance.execute(clone)
             stack.callback(maintenance.execute, "DROP DATABASE stats WITH (FORCE)")
         publisher, subscriber = (
             stack.enter_context(psycopg.connect(server.url("stats"), autocommit=True)) for server in servers
         )
-        (tmp_path / "services").write_text("\n".join(services))
-        yield Pair(publisher, subscriber, tmp_path / "services")
+        yield Pair(publisher, subscriber, services(tmp_path / "services", publisher=publisher, subscriber=subscriber))
         with psycopg.connect(servers[1].url("stats"), autocommit=True) as conn:
             conn.execute("DROP SUBSCRIPTION IF EXISTS stats")
 

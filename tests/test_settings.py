@@ -12,6 +12,7 @@ from dev.server import throwaway_server
 from tests.deploy import connect, psql, yoyo
 from tests.faults import kill_yoyo, stopped
 from tests.tenants import DOWNGRADE, UPGRADE, Connection, column, ok, running, states, wait_until
+from tests.test_docs import blocks
 
 SEEN = """
     SET statement_timeout = 0;
@@ -274,12 +275,9 @@ def test_a_monitoring_role(migrated: Connection) -> None:
     migrated.execute("ALTER DEFAULT PRIVILEGES REVOKE EXECUTE ON FUNCTIONS FROM public")
     ok(yoyo(migrated, "rollback", "--all"))
     ok(yoyo(migrated, "apply"))
-    text = Path("docs/runbook.md").read_text("utf-8")
-    grants = re.findall(r"^(GRANT [^;]* TO monitor;)", text, re.MULTILINE)
-    assert grants
+    (grants,) = blocks("docs/runbook.md", "sql", "monitor;")
     migrated.execute("CREATE ROLE legacy_monitor LOGIN")
-    for grant in grants:
-        migrated.execute(grant.replace("monitor;", "legacy_monitor;").encode())
+    migrated.execute(grants.replace(" monitor;", " legacy_monitor;").encode())
     with connect(migrated, user="legacy_monitor") as monitor:
         for view in ["tenancy.progress", "tenancy.journal", "job_stats.tenant_status", "job_stats.preflight"]:
             monitor.execute(f"SELECT count(*) FROM {view}".encode())

@@ -3,11 +3,13 @@
 import subprocess
 from collections.abc import Iterator
 from contextlib import contextmanager
+from pathlib import Path
 
 import pytest
 
-from tests.deploy import connect, libpq_env, psql, schema_dump, yoyo
+from tests.deploy import bash, connect, libpq_env, psql, schema_dump, services, yoyo
 from tests.tenants import DOWNGRADE, UNEXACT, UPGRADE, VERIFY, Connection, clone, column, ok, running, states, tenants
+from tests.test_docs import blocks
 
 KEYS = """
     ALTER TABLE user_2.vinted_job_stats DROP CONSTRAINT vinted_job_stats_action_type_id_date_key;
@@ -82,7 +84,7 @@ def test_a_namesake_gets_nothing_of_the_dead(legacy: Connection, before: dict[st
     assert schema_dump(legacy, "user_2") == before["user_1"].replace("user_1", "user_2")
 
 
-def test_a_tenant_that_was_moved_here(legacy: Connection, before: dict[str, str]) -> None:
+def test_a_tenant_that_was_moved_here(legacy: Connection, before: dict[str, str], tmp_path: Path) -> None:
     """Moved by pg_dump it is named by the verification, and refused by the rollback; with its row it comes back."""
     ok(yoyo(legacy, "apply"))
     with database(legacy, f"{legacy.info.dbname}_there") as there:
@@ -98,9 +100,8 @@ def test_a_tenant_that_was_moved_here(legacy: Connection, before: dict[str, str]
         ok(psql(there, "-f", UNEXACT))
         refused = psql(there, "-f", DOWNGRADE)
         assert "user_2: tenancy.undo does not say what user_2.marketplace_job_stats was" in refused.stderr
-        rows = "SELECT * FROM tenancy.undo WHERE target = 'user_2.marketplace_job_stats'::regclass"
-        copied = ok(psql(legacy, "-c", f"\\copy ({rows}) TO STDOUT"))
-        ok(psql(there, "-c", "\\copy tenancy.undo FROM STDIN", stdin=copied))
+        (command,) = blocks("docs/runbook.md", "sh", "PGSERVICE=there")
+        assert bash(command, services(tmp_path / "services", here=legacy, there=there)) == "COPY 1\n"
         ok(psql(there, "-f", DOWNGRADE))
         after = schema_dump(there, "user_2").replace("marketplace_job_stats_id_seq", "vinted_job_stats_id_seq")
         assert after == before["user_2"]
