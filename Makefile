@@ -1,6 +1,7 @@
-# Needs Python 3.11 or newer with venv, and make. No PostgreSQL: the tests and the demo start one of their own.
+# Needs Python 3.11 or newer with venv, and make. No PostgreSQL: each target starts one of its own.
 #
 #   make demo               legacy tenants, the migrations, some statistics, and all the way back
+#   make play               a shell with legacy tenants on a server of their own, to try docs/runbook.md by hand
 #   make test               the tests; make test ARGS="-k rollback" for some of them
 #   make test-all           the tests, and every fault, on every PostgreSQL and Python that can be had; takes ARGS, too
 #   make lint               style, types, what the DDL would lock, and what Citus would refuse
@@ -17,6 +18,11 @@ help:
 
 demo: $(VENV)/installed
 	python -m dev.demo
+
+play: $(VENV)/installed
+	@python -m dev.server sh -c 'psql -qXv ON_ERROR_STOP=1 --single-transaction -f dev/legacy.sql && \
+	    echo "The tenants of dev/legacy.sql are laid out: follow docs/runbook.md. All of it is gone after exit." && \
+	    PS1="play\$$ " bash --norc'
 
 test: $(VENV)/installed
 	python -m pytest $(ARGS)
@@ -52,4 +58,4 @@ $(VENV)/bench-installed: dev/bench/requirements.txt $(VENV)/installed
 	@python -m pip check --disable-pip-version-check
 	@touch $@
 
-.PHONY: help demo test test-all bench lint clean
+.PHONY: help demo play test test-all bench lint clean

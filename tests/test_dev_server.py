@@ -91,6 +91,24 @@ def test_the_environment_is_ignored() -> None:
     assert (0, "postgres|\n") == (psql.returncode, psql.stdout), psql.stderr
 
 
+def test_a_shell_to_try_the_runbook_in() -> None:
+    """`make play` has the legacy tenants, yoyo and psql, whatever the PG… variables say; all is gone when it ends."""
+    commands = """
+        echo "$PGHOST"
+        yoyo apply --revision 0019 >/dev/null
+        psql -XAtc "SELECT count(*) > 10, every(state IN ('legacy', 'missing')) FROM job_stats.tenant_status"
+    """
+    env = {name: value for name, value in os.environ.items() if not name.startswith("MAKE")} | NONSENSE
+    env["PATH"] = f"{Path(sys.executable).parent}:{env['PATH']}"
+    make = ["make", "--old-file=.venv/installed", "play"]  # with what is installed for us
+    played = subprocess.run(make, cwd=ROOT, env=env, input=commands, capture_output=True, text=True)
+
+    assert 0 == played.returncode, played.stderr
+    _, folder, legacy = played.stdout.splitlines()
+    assert "t|t" == legacy
+    assert_nothing_left_of(folder)
+
+
 @pytest.mark.parametrize("status", [0, 7])
 def test_the_status_of_the_command_is_passed_on(status: int) -> None:
     """`python -m dev.server COMMAND` ends as COMMAND does."""

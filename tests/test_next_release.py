@@ -58,6 +58,7 @@ def test_the_next_release_by_psql(legacy: Connection, next_release: str) -> None
 
 
 def test_the_version_is_the_packages(migrated: Connection) -> None:
-    """What the database says is what the wheel is called."""
+    """What the database says is what the wheel is called, and what the changelog tells of."""
     version = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["version"]
     assert column(migrated, "SELECT tenancy.version()") == [version]
+    assert f"\n## {version}, 20" in (ROOT / "CHANGELOG.md").read_text()

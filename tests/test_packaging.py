@@ -3,6 +3,7 @@
 import shlex
 import subprocess
 import sys
+import tarfile
 import tomllib
 import zipfile
 from pathlib import Path
@@ -31,7 +32,19 @@ def test_the_wheel_is_complete(wheel: Path) -> None:
     expected |= {f"stats_lib/{path.relative_to(ROOT)}": path.read_bytes() for path in (ROOT / "sql").rglob("*.sql")}
     with zipfile.ZipFile(wheel) as archive:
         packed = {name: archive.read(name) for name in archive.namelist() if ".dist-info/" not in name}
+        (licence,) = (name for name in archive.namelist() if name.endswith("/LICENSE"))
+        assert archive.read(licence) == (ROOT / "LICENSE").read_bytes()
     assert expected == packed
+
+
+def test_the_source_distribution_is_what_is_in_git(wheel: Path) -> None:
+    """Whoever gets the source distribution gets the tests, the documents and the licence, too."""
+    tracked = subprocess.run(["git", "ls-files"], cwd=ROOT, check=True, capture_output=True, text=True).stdout
+    (source,) = wheel.parent.glob("*.tar.gz")
+    with tarfile.open(source) as archive:
+        packed = {member.name.partition("/")[2] for member in archive.getmembers()}
+    assert set(tracked.splitlines()) <= packed
+    assert "LICENSE" in packed
 
 
 def test_the_wheel_needs_no_source_distribution(wheel: Path, tmp_path: Path) -> None:

@@ -1,11 +1,14 @@
 """`make test-all`: what is run, and what is said of the rest."""
 
+import re
 import sys
+import tomllib
 from pathlib import Path
 
 import pytest
 
 from dev import test_all
+from tests.deploy import ROOT
 
 THIS = sys.version_info.minor
 OTHER, *ABSENT = (minor for minor in test_all.PYTHONS if minor != THIS)
@@ -50,3 +53,13 @@ def test_each_run_and_what_is_skipped_are_named(
         " skipped: PostgreSQL 15 (not in dev/servers.txt, no /usr/lib/postgresql/15/bin)"
         f" failed: PostgreSQL 18, Python 3.{OTHER}"
     ) + "".join(f" skipped: Python 3.{minor} (no python3.{minor} in PATH that runs and has venv)" for minor in ABSENT)
+
+
+def test_ci_and_classifiers_name_the_same_versions() -> None:
+    """The workflow has each server and each Python, and the package says which Pythons those are."""
+    workflow = (ROOT / ".github/workflows/ci.yml").read_text("utf-8")
+    assert set(map(str, test_all.SERVERS)) == set(re.findall(r'postgresql: "(\d+)"', workflow))
+    pythons = {f"3.{minor}" for minor in test_all.PYTHONS}
+    assert pythons == set(re.findall(r'python: "([\d.]+)"', workflow))
+    classifiers = tomllib.loads((ROOT / "pyproject.toml").read_text("utf-8"))["project"]["classifiers"]
+    assert pythons == {name.rpartition(" :: ")[2] for name in classifiers if "Python :: 3." in name}
