@@ -96,10 +96,10 @@ def run(server: Server, report: Report, *, quick: bool) -> None:
         turns = {way: partial(_run, server, tenants, way, notes, definitions) for way in ways}
         notes |= {way: list(figure) for way, figure in side_by_side(turns, runs=runs).items()}
     for name, unit, rows in ("upgrade", "seconds", SECONDS), ("growth", "kB a tenant", KILOBYTES):
-        of = {tenants: tenants if rows is KILOBYTES else 1 for tenants in found}
-        cells = [[Figure(found[n][row]) / of[n] if row in found[n] else "not run" for n in found] for row in rows]
-        lines = [[row, *figures] for row, figures in zip(rows, cells, strict=True)]
-        report.blocks[name] = table([unit, *(f"{tenants:,} tenants" for tenants in found)], lines)
+        heads = [unit, *(f"{tenants:,} tenants" for tenants in found)]
+        each = {tenants: tenants if rows is KILOBYTES else 1 for tenants in found}
+        cell = {(row, n): Figure(found[n][row]) / each[n] for row in rows for n in found if row in found[n]}
+        report.blocks[name] = table(heads, [[row, *(cell.get((row, n), "not run") for n in found)] for row in rows])
     *_, fewer, most = found
     at = f"{most:,} tenants"
     last = {name: Figure(values) for name, values in found[most].items()}
