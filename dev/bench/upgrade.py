@@ -8,7 +8,7 @@ with the same definition of a tenant, to the byte of pg_dump, or the benchmark e
 - Alembic: its cookbook's recipe for a schema per tenant. Of 10,000 tenants it does 1,000, and its time is multiplied.
 - yoyo once per schema, for ten of them: `yoyo apply` with search_path set, and a table of marks in each schema.
 
-While ours runs, its server process is looked at ten times a second: the most memory that it has for itself, and the
+While a way runs, its server process is looked at ten times a second: the most memory that it has for itself, and the
 most locks that it holds. Then the sums of all tenants are read twice on a connection, whose server process opens each
 table the first time, and knows it the second.
 """
@@ -125,7 +125,8 @@ def _run(server: Server, tenants: int, way: str, notes: Notes, definitions: set[
     if way == OURS:
         taken = _run_ours(server, tenants, database, notes)
     else:
-        taken = seconds(partial(_run_other, server, database, way, range(1, done + 1)))
+        with _watched(server, database, notes, f"{way}: memory"):  # since ours is, which takes some time
+            taken = seconds(partial(_run_other, server, database, way, range(1, done + 1)))
     if tenants == 100:
         definition = command(server, database, *DUMP).replace("nextval('template_tenant.vinted", SEQUENCE)
         if definitions and definition not in definitions:
