@@ -5,7 +5,7 @@
 #   make test               the tests; make test ARGS="-k rollback" for some of them
 #   make test-all           the tests, and every fault, on every PostgreSQL and Python that can be had; takes ARGS, too
 #   make lint               style, types, what the DDL would lock, and what Citus would refuse
-#   make bench              docs/benchmarks.md anew, in an hour; make bench ARGS=--quick: in two minutes, printed only
+#   make bench              docs/benchmarks.md anew, in a quarter of an hour; make bench ARGS=--quick: in two minutes, printed only
 #   make clean              remove .venv and caches
 
 PYTHON = python3
@@ -30,7 +30,7 @@ test: $(VENV)/installed
 test-all: $(VENV)/installed
 	python -m dev.test_all
 
-bench: $(VENV)/bench-installed
+bench: $(VENV)/installed
 	python -m dev.bench $(ARGS)
 
 lint: $(VENV)/installed
@@ -50,11 +50,6 @@ $(VENV)/installed: dev/requirements.txt
 	@echo "installing dev/requirements.txt into $(VENV)"
 	@$(PYTHON) -m venv --clear $(VENV)
 	@python -m pip install --disable-pip-version-check -qq --no-deps --requirement dev/requirements.txt
-	@python -m pip check --disable-pip-version-check
-	@touch $@
-
-$(VENV)/bench-installed: dev/bench/requirements.txt $(VENV)/installed
-	@python -m pip install --disable-pip-version-check -qq --no-deps --requirement dev/bench/requirements.txt
 	@python -m pip check --disable-pip-version-check
 	@touch $@
 

@@ -1,10 +1,10 @@
-"""Alembic for a schema per tenant, as its cookbook has it, in a loop over all schemas."""
+"""Alembic for a schema per tenant, as its cookbook has it: over all schemas, or the first 1,000 if there are more."""
 
 from alembic import context
 from sqlalchemy import create_engine, text
 from sqlalchemy.pool import NullPool
 
-TENANTS = text("SELECT nspname FROM pg_namespace WHERE nspname LIKE 'user\\_%' ORDER BY nspname")
+TENANTS = text("SELECT nspname FROM pg_namespace WHERE nspname LIKE 'user\\_%' ORDER BY nspname LIMIT 1000")
 
 with create_engine("postgresql+psycopg://", poolclass=NullPool).connect() as connection:
     for schema in connection.scalars(TENANTS).all():
