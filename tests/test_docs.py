@@ -68,7 +68,7 @@ def test_make() -> None:
     """CI, or a test, runs the README's make commands."""
     for line in "".join(blocks("README.md", "sh", "make ")).splitlines():
         (command,) = re.findall(r"^make \S+", line)
-        assert command in (ROOT / ".ci/run").read_text("utf-8").splitlines() or f'`{command}` has' in TESTS
+        assert command in (ROOT / ".ci/run").read_text("utf-8").splitlines() or f"`{command}` has" in TESTS
 
 
 @pytest.mark.parametrize("document", DOCUMENTS)
