@@ -55,7 +55,7 @@ class _Names(Visitor):
             self.found.append(f"function {name[0]}: say pg_catalog.{name[0]}")
 
     def visit_TypeName(self, _: object, node: ast.TypeName) -> None:  # noqa: N802
-        if len(node.names) == 1 and not self.in_tenant:  # the runner's path has pg_catalog first, pg_temp last
+        if len(node.names) == 1 and not self.in_tenant:  # a run's path has pg_catalog first, pg_temp last
             self.found.append(f"type {node.names[0].sval}: say pg_catalog.{node.names[0].sval}")
 
     def visit_A_Expr(self, _: object, node: ast.A_Expr) -> None:  # noqa: N802

@@ -216,7 +216,7 @@ def test_rows_that_old_code_deletes_or_lowers_are_not_guessed(migrated: Connecti
     assert "18 done, 0 done before, 2 FAILED" in refused.stderr
     for name, action in [("user_1", 1), ("user_2", 2)]:
         assert f"{name}: the archived split cannot be restored" in refused.stderr
-        assert f"legacy code has deleted or lowered action type {action} on {DAY}" in refused.stderr
+        assert f"old code has deleted or lowered action type {action} on {DAY}" in refused.stderr
     assert [name for name, state in states(migrated).items() if state == "legacy"] == archives(migrated) == names[:2]
     assert (definitions(migrated, names[:2]), folded(migrated, "user_1"), folded(migrated, "user_2")) == meanwhile
     assert split(migrated, "user_3") == before["user_3"]

@@ -170,7 +170,7 @@ def test_a_tenant_that_fails_leaves_the_others_done(legacy: Connection) -> None:
 
     failed = yoyo(legacy, "apply")
     assert failed.returncode != 0
-    assert "user_1: marketplace_job_stats is there, too" in failed.stderr
+    assert "user_1: vinted_job_stats and marketplace_job_stats are both there" in failed.stderr
     assert "user_2: could not create unique index" in failed.stderr
     assert "(action_type_id, marketplace, date)=(7, vinted, 2026-01-01) is duplicated" in failed.stderr
     assert "run the same command again" in failed.stderr
@@ -194,7 +194,7 @@ def test_an_error_in_the_template_stops_the_run(legacy: Connection) -> None:
     legacy.execute("CREATE TABLE template_tenant.marketplace_job_stats ()")
     failed = yoyo(legacy, "apply")
     assert failed.returncode != 0
-    assert "template_tenant: marketplace_job_stats is there, too" in failed.stderr
+    assert "template_tenant: vinted_job_stats and marketplace_job_stats are both there" in failed.stderr
     assert "No tenant is touched before template_tenant" in failed.stderr
     assert "migrated" not in states(legacy).values()
 
@@ -211,17 +211,17 @@ def test_a_tenant_created_meanwhile_is_migrated_too(legacy: Connection) -> None:
     assert states(legacy)["user_0_new"] == "migrated"
 
 
-def test_one_runner_at_a_time(legacy: Connection) -> None:
+def test_one_run_at_a_time(legacy: Connection) -> None:
     """A second run, by whatever client, is refused and told the first one's pid."""
     with connect(legacy, autocommit=False) as blocker:
         blocker.execute("LOCK TABLE user_1.vinted_job_stats IN ACCESS SHARE MODE")
         with running(yoyo, legacy, "apply") as results:
             wait_until(legacy, "SELECT to_regclass('user_2.marketplace_job_stats') IS NOT NULL")
             second = psql(legacy, "-f", UPGRADE)
-            runner = column(legacy, "SELECT pid FROM tenancy.runs WHERE finished_at IS NULL")
+            pids = column(legacy, "SELECT pid FROM tenancy.runs WHERE finished_at IS NULL")
             blocker.rollback()
     assert second.returncode != 0
-    assert f"migrated already, by pid {runner[0]}" in second.stderr
+    assert f"migrated already, by pid {pids[0]}" in second.stderr
     ok(results[0])
 
 
@@ -278,7 +278,7 @@ def test_rehearsal_names_what_would_fail(legacy: Connection) -> None:
     legacy.execute("CREATE TABLE user_1.marketplace_job_stats ()")
     rehearsal = psql(legacy, "-f", UPGRADE, env={"PGOPTIONS": "-c tenancy.dry_run=on"})
     assert rehearsal.returncode != 0
-    assert "user_1: marketplace_job_stats is there, too" in rehearsal.stderr
+    assert "user_1: vinted_job_stats and marketplace_job_stats are both there" in rehearsal.stderr
     assert "migrated" not in states(legacy).values()
 
 
@@ -341,7 +341,8 @@ def test_the_journal_tells_what_was_done(legacy: Connection) -> None:
     }
     assert len(journal) == 20
     assert journal["user_1"][:3] == ("0020.marketplace-job-stats", 1, "failed")
-    assert journal["user_1"][3] == 'marketplace_job_stats is there, too: docs/runbook.md, "Both tables"'
+    both = "vinted_job_stats and marketplace_job_stats are both there"
+    assert journal["user_1"][3] == f'{both}: docs/runbook.md, "Both tables"'
     assert journal["user_schema_key"][:4] == ("0020.marketplace-job-stats", 1, "done", None)
     restore = "SELECT script FROM tenancy.undo WHERE target = 'user_schema_key.marketplace_job_stats'::regclass"
     (script,) = column(legacy, restore)

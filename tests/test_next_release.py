@@ -25,7 +25,7 @@ def next_release(tmp_path: Path) -> str:
         for old, new in RENAMED.items():
             text = text.replace(f"-- depends: {old}\n", f"-- depends: {new}\n")
         text = text.replace("SELECT '0.1.0'", "SELECT '0.2.0'").replace(
-            "legacy code has deleted", "old code has deleted"
+            "old code has deleted", "legacy code has deleted"
         )
         file.write_text(text)
     return str(folder)

@@ -31,11 +31,11 @@ REFUSED = {
     ),
     "a second table": (
         "CREATE TABLE user_1.marketplace_job_stats ()",
-        "marketplace_job_stats is there, too",
+        "vinted_job_stats and marketplace_job_stats are both there",
     ),
     "a view of the new name": (
         "CREATE VIEW user_1.marketplace_job_stats AS SELECT 1 AS id",
-        "marketplace_job_stats is there, too",
+        "vinted_job_stats and marketplace_job_stats are both there",
     ),
     "an archive of somebody else's": (
         "CREATE TABLE user_1.marketplace_job_stats_archive (id integer)",
@@ -267,7 +267,7 @@ def test_empty_tables_beside_the_legacy_ones(legacy: Connection) -> None:
     bash(command, libpq_env(legacy))
     failed = yoyo(legacy, "apply")
     assert "1 FAILED" in failed.stderr
-    assert "user_3: marketplace_job_stats is there, too" in failed.stderr
+    assert "user_3: vinted_job_stats and marketplace_job_stats are both there" in failed.stderr
 
 
 def test_jobs_beside_the_legacy_ones(legacy: Connection) -> None:

@@ -222,7 +222,7 @@ def test_a_prepared_transaction_is_named() -> None:
         ok(psql(conn, "-f", UPGRADE))
 
 
-def test_the_runners_own_statements_wait(toolkit: Connection) -> None:
+def test_a_runs_own_statements_wait(toolkit: Connection) -> None:
     """An index that is built on the journal holds the run up, and ends nothing."""
     with connect(toolkit, autocommit=False) as builder:
         builder.execute("LOCK TABLE tenancy.journal IN SHARE MODE")

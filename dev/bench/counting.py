@@ -4,9 +4,9 @@
 - One transaction for all calls of a run: where a call is cheapest, and what is added to it shows most.
 
 A writer is a process. With a commit each all count in the same 60 rows, as many as a tenant has a day; in one
-transaction each has 60 of its own, since otherwise it would wait for the end of another's. The tenant is 30 days old. All rows are at zero when a
-run begins, and what they say at its end is compared with the calls made: the difference was lost. A batch is of a
-thousand jobs.
+transaction each has 60 of its own, since otherwise it would wait for the end of another's. The tenant is 30 days old.
+All rows are at zero when a run begins, and what they say at its end is compared with the calls made: the difference was
+lost. A batch is of a thousand jobs.
 
 The plain upsert and the ORM keep a running average, as old code does; `stats_lib` an exact one.
 """

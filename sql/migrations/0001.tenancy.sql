@@ -1,6 +1,6 @@
 -- The schema tenancy: which schemas are tenants, and what is kept of the migrations that run in them.
 --
--- Touches no tenant, and locks nothing that anybody uses. It knows nothing of any table of the tenants': 0002 to 0007
+-- Touches no tenant, and locks nothing that anybody uses. It knows nothing of any table of the tenants': 0002 to 0009
 -- hold the routines, by which a migration of any table runs plain DDL in every tenant's schema. Undone by the rollback
 -- file, which refuses while a rollback needs what is kept here.
 --

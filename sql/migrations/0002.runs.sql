@@ -85,7 +85,7 @@ BEGIN
 END
 $procedure$;
 
--- Begins a run, or refuses to: one runner at a time.
+-- Begins a run, or refuses to: one run at a time.
 CREATE OR REPLACE PROCEDURE tenancy.start_run(
     migration text, pending text, script text, lock_timeout_ms integer, attempts integer,
     INOUT run_id bigint, INOUT already_done integer
@@ -115,7 +115,8 @@ BEGIN
             INNER JOIN tenancy.progress AS p ON r.id = p.run_id
             WHERE p.state = 'running'
         )
-        USING HINT = 'It goes on even if its client died. Wait for its end, or pg_terminate_backend(pid); then repeat.';
+        USING HINT =
+            'It goes on even if its client died. Wait for its end, or pg_terminate_backend(pid); then repeat this command.';
     END IF;
 
     SELECT
@@ -227,32 +228,37 @@ $procedure$;
 -- The runs, newest first, to watch from another session while one goes on.
 CREATE OR REPLACE VIEW tenancy.progress AS
 SELECT
-    r.id AS run_id,
-    r.migration,
-    CASE
-        WHEN r.finished_at IS NOT NULL THEN 'ended'
-        WHEN pg_is_in_recovery() THEN 'unknown: ask the primary'
-        WHEN r.pid <> pg_backend_pid() AND EXISTS ( -- with another start, it would be another process of this number
-            SELECT FROM pg_stat_activity AS a WHERE a.pid = r.pid AND (a.backend_start <= r.started_at) IS NOT FALSE
-        ) THEN 'running'
-        ELSE 'killed'
-    END AS state,
-    j.done,
-    CASE WHEN r.finished_at IS NULL THEN greatest(r.to_do - j.done - j.failed, 0) ELSE 0 END AS still_to_do,
-    j.failed,
-    j.locked,
-    round(j.done / nullif(extract(epoch FROM j.last_at - r.started_at), 0), 1) AS done_per_second
-FROM tenancy.runs AS r
-CROSS JOIN LATERAL (
+    p.*,
+    round(p.still_to_do / nullif(p.done_per_second, 0) / 60, 1) AS minutes_left
+FROM (
     SELECT
-        count(*) FILTER (WHERE t.outcome IN ('done', 'rehearsed')) AS done,
-        count(*) FILTER (WHERE t.outcome = 'failed') AS failed,
-        count(*) FILTER (WHERE t.outcome = 'locked') AS locked,
-        max(t.finished_at) AS last_at
-    FROM (
-        SELECT DISTINCT ON (schema_name) * FROM tenancy.journal WHERE run_id = r.id ORDER BY schema_name, id DESC
-    ) AS t
-) AS j
-ORDER BY r.id DESC;
+        r.id AS run_id,
+        r.migration,
+        CASE
+            WHEN r.finished_at IS NOT NULL THEN 'ended'
+            WHEN pg_is_in_recovery() THEN 'unknown: ask the primary'
+            WHEN r.pid <> pg_backend_pid() AND EXISTS ( -- with another start, it would be another of this number
+                SELECT FROM pg_stat_activity AS a WHERE a.pid = r.pid AND (a.backend_start <= r.started_at) IS NOT FALSE
+            ) THEN 'running'
+            ELSE 'killed'
+        END AS state,
+        j.done,
+        CASE WHEN r.finished_at IS NULL THEN greatest(r.to_do - j.done - j.failed, 0) ELSE 0 END AS still_to_do,
+        j.failed,
+        j.locked,
+        round(j.done / nullif(extract(epoch FROM j.last_at - r.started_at), 0), 1) AS done_per_second
+    FROM tenancy.runs AS r
+    CROSS JOIN LATERAL (
+        SELECT
+            count(*) FILTER (WHERE t.outcome IN ('done', 'rehearsed')) AS done,
+            count(*) FILTER (WHERE t.outcome = 'failed') AS failed,
+            count(*) FILTER (WHERE t.outcome = 'locked') AS locked,
+            max(t.finished_at) AS last_at
+        FROM (
+            SELECT DISTINCT ON (schema_name) * FROM tenancy.journal WHERE run_id = r.id ORDER BY schema_name, id DESC
+        ) AS t
+    ) AS j
+) AS p
+ORDER BY p.run_id DESC;
 
 CALL tenancy.make_private('tenancy');

@@ -7,7 +7,7 @@
 --   * A tenant that is locked is put off, and tried again with more patience when the others are done.
 --   * One row at the end, or an error that names each tenant left, why, and what to do. The same command run again
 --     does what is left, and touches no tenant that is done.
---   * One runner at a time: a run that has not ended, and whose process lives, refuses another.
+--   * One run at a time: one that has not ended, and whose process lives, refuses another.
 --
 -- depends: 0003.effects
 
@@ -49,7 +49,7 @@ DECLARE
     before jsonb;
 BEGIN
     CALL tenancy.begin_step();
-    SET LOCAL synchronous_commit = off; -- the next synchronous commit, such as the deploy tool's mark, flushes all
+    SET LOCAL synchronous_commit = off; -- the next synchronous commit, such as yoyo's mark, flushes all
     SET LOCAL row_security = off; -- an error rather than rows unseen
     SET LOCAL plan_cache_mode = force_generic_plan; -- the helpers' queries are planned once, not in each tenant
     SET LOCAL citus.propagate_set_commands = 'local';
@@ -113,7 +113,7 @@ $procedure$;
 --   tenancy.dry_run        on: the script is run in each tenant and rolled back
 --   tenancy.tenants        a regular expression: only tenants whose whole name matches
 --   tenancy.give_up_after  an interval, after which tenants that are locked are left
--- The first two leave tenants to do. Lest a deploy tool mark that as applied, only psql gets the row: others an error.
+-- The first two leave tenants to do. Lest yoyo mark that as applied, only psql gets the row: others an error.
 --
 -- Returns the migration; how many tenants were done (or rehearsed), were done before, failed; the most milliseconds
 -- that one took, which no lock outlasts; and the seconds of the whole.

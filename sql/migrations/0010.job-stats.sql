@@ -1,4 +1,4 @@
--- The schema job_stats: what is not for any table, but for the job statistics. 0011 to 0017 hold its routines.
+-- The schema job_stats: what is not for any table, but for the job statistics. 0011 to 0018 hold its routines.
 --
 -- Touches no tenant. Undone by the rollback file.
 --

@@ -4,7 +4,7 @@
 
 SET LOCAL search_path = pg_catalog, pg_temp;
 
--- Folds the marketplaces of a day and action type into one row, as legacy code counts: into Vinted's, or else the
+-- Folds the marketplaces of a day and action type into one row, as old code counts: into Vinted's, or else the
 -- oldest. The rows as they were go to an archive in the tenant's schema, from which unfold_marketplaces() restores
 -- them. A tenant that has nothing to fold gets none. With folded, only these marketplaces' rows are folded, into an
 -- archive of another name: so does the rollback of a migration that has added a marketplace.

@@ -29,7 +29,7 @@ BEGIN
 END
 $procedure$;
 
--- Restores what fold_marketplaces() archived, and credits to Vinted what legacy code has counted since. Refuses where
+-- Restores what fold_marketplaces() archived, and credits to Vinted what old code has counted since. Refuses where
 -- it would have to guess: where a folded row is gone, or counts less than it did.
 CREATE OR REPLACE PROCEDURE job_stats.unfold_marketplaces(
     target regclass, archive name DEFAULT 'marketplace_job_stats_archive'
@@ -110,7 +110,7 @@ DECLARE
 BEGIN
     PERFORM set_config('search_path', tenant::text || ', pg_temp', true);
 
-    -- What legacy code has added to each row since; where the row is gone, it stays NULL.
+    -- What old code has added to each row since; where the row is gone, it stays NULL.
     UPDATE marketplace_job_stats_archive AS a
     SET
         added_total_jobs = s.total_jobs - a.folded_total_jobs,
@@ -134,7 +134,7 @@ BEGIN
     WHERE (a.added_total_jobs >= 0 AND a.added_success_count >= 0 AND a.added_failure_count >= 0) IS NOT TRUE;
     IF lost IS NOT NULL THEN
         PERFORM pg_catalog.set_config('search_path', 'pg_catalog, pg_temp', true);
-        RAISE EXCEPTION 'the archived split cannot be restored: legacy code has deleted or lowered %',
+        RAISE EXCEPTION 'the archived split cannot be restored: old code has deleted or lowered %',
             array_to_string(lost[1:5], ', ')
             || CASE WHEN cardinality(lost) > 5 THEN format(', ... (%s)', cardinality(lost)) ELSE '' END
         USING DETAIL = '(Repair these rows of vinted_job_stats, or delete theirs from marketplace_job_stats_archive.)';

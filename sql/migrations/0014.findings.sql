@@ -87,7 +87,8 @@ SELECT
     s.target,
     'refused',
     CASE c.relname
-        WHEN 'marketplace_job_stats' THEN 'marketplace_job_stats is there, too: docs/runbook.md, "Both tables"'
+        WHEN 'marketplace_job_stats'
+            THEN 'vinted_job_stats and marketplace_job_stats are both there: docs/runbook.md, "Both tables"'
         ELSE format('%s is none that a rollback here has made: rename or drop it', c.oid::regclass)
     END
 FROM job_stats.namesakes AS s

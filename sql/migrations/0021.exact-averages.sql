@@ -1,7 +1,7 @@
 -- Every tenant: marketplace_job_stats gets what stats_lib needs: the sum of the durations, for an exact
 -- avg_duration_ms, and an index by day, for reading.
 --
--- A running average of whole milliseconds drifts (legacy code truncates it at each job) or freezes (rounded, 1,000 jobs
+-- A running average of whole milliseconds drifts (old code truncates it at each job) or freezes (rounded, 1,000 jobs
 -- do not follow a shift of less than half a second). With the sum, stats_lib keeps it equal to the rounded true mean.
 -- Both columns are NULL until stats_lib counts the row's next job, which starts from the row's average and counts; no
 -- existing column changes, and the legacy view does not show them. How old code's changes are noticed is told in
