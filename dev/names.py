@@ -83,7 +83,7 @@ def problems(file: str, text: str) -> Iterator[str]:
         # As psycopg sends it: parameters, a table, and other files' text in places of a query or an expression.
         statement = re.sub(r"%\(\w+\)s", "$1", text).replace("{table}", "s.marketplace_job_stats")
         statement = re.sub(r"\{(durations|job_added|excluded_added)\}", "SELECT 1, 1, 1, 1, 1, 1", statement)
-        statement = re.sub(r"\{(is_believed|of_action_type)\}", "true", statement).replace("{jobs}", "job")
+        statement = re.sub(r"\{(is_believed|conditions)\}", "true", statement).replace("{jobs}", "job")
         names = _Names(in_tenant=False)
         names(parse_sql(statement))
         yield from names.found
