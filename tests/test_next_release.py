@@ -44,7 +44,7 @@ def test_this_release_and_the_next_are_as_the_next_alone(
     assert schema_dump(legacy, "user_1") == tenant
     ok(yoyo(empty, "apply", next_release))
     assert schema_dump(legacy, "tenancy", "job_stats") == schema_dump(empty, "tenancy", "job_stats")
-    assert "old code has deleted" in schema_dump(empty, "job_stats")
+    assert "legacy code has deleted" in schema_dump(empty, "job_stats")
     ok(yoyo(legacy, "rollback", "--all", next_release))
     assert column(legacy, "SELECT to_regnamespace('tenancy')") == [None]
 
