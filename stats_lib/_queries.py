@@ -36,7 +36,6 @@ _TEXT = re.compile(r"[^\0\ud800-\udfff]+")  # UTF-8 has no surrogates
 Query = bytes | sql.SQL
 Params = Sequence[str | None]
 
-
 # All that the library's cursors know of Python's and PostgreSQL's types, in place of what the connection knows.
 ADAPTERS = AdaptersMap()
 ADAPTERS.register_dumper(str, StrDumperUnknown)
