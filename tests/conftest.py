@@ -21,6 +21,13 @@ from tests.deploy import ROOT, yoyo
 Connection = psycopg.Connection[tuple[Any, ...]]
 
 
+def pytest_make_parametrize_id(val: object, argname: str) -> str:
+    """Name a case by its values, never by its number in the list."""
+    val = getattr(val, "func", val)  # of a partial
+    text = val if isinstance(val, str) else getattr(val, "__name__", "") or f"{argname}={val}"
+    return ascii(" ".join(text.split())[:100])[1:-1]
+
+
 @pytest.fixture(scope="session", autouse=True)
 def _no_libpq_variables() -> Iterator[None]:
     """Whatever server the developer's PG… variables point at is none of our business."""

@@ -125,9 +125,7 @@ WITHOUT = {
 }
 
 
-@pytest.mark.parametrize(
-    ("less", "file", "said"), [(less, *more) for less, more in WITHOUT.items()], ids=range(len(WITHOUT))
-)
+@pytest.mark.parametrize(("less", "file", "said"), [(less, *more) for less, more in WITHOUT.items()])
 def test_each_grant_is_needed(empty: Connection, less: str, file: str, said: str) -> None:
     """Without any one of docs/grants.sql the role is told what it lacks, before the tenant is changed."""
     migrator = lay_out(empty, "member")

@@ -264,7 +264,6 @@ def test_the_key_finds_the_row(conn: Connection, plan: str) -> None:
         ([ms(0), MAX_DURATION, ms(0)], 1431655765),
         ([MAX_DURATION, MAX_DURATION, MAX_DURATION], 2**31 - 1),
     ],
-    ids=str,
 )
 def test_average(conn: Connection, durations: list[datetime.timedelta | None], expected: int | None) -> None:
     """The average is that of the jobs with a duration, rounded half up; other jobs leave it as it is."""
@@ -456,7 +455,6 @@ def test_summary_days(conn: Connection, days: int, expected: int) -> None:
         ([(None, 5)], None),
         ([(2**31 - 1, 2**31 - 1)] * 3, 2**31 - 1),
     ],
-    ids=str,
 )
 def test_summary_average(conn: Connection, rows: list[tuple[int | None, int]], expected: int | None) -> None:
     """Averages are weighted by their rows' jobs, rounded; rows without one do not weigh; nothing overflows."""

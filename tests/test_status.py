@@ -81,7 +81,7 @@ DRIFTS = {
 }
 
 
-@pytest.mark.parametrize(("change", "problem"), DRIFTS.items(), ids=[f"{i}" for i in range(len(DRIFTS))])
+@pytest.mark.parametrize(("change", "problem"), DRIFTS.items())
 def test_drift_is_named_and_fails_the_verification(migrated: Connection, change: str, problem: str) -> None:
     """A tenant changed by hand shows in status, with the problem in words, and fails the verification by name."""
     ok(psql(migrated, "-f", VERIFY))
