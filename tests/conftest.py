@@ -6,9 +6,9 @@ it is the one at JOB_STATS_TEST_URL, a superuser's: nothing is left on it if tes
 
 import os
 from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
-from typing import Any
 
 import psycopg
 import pytest
@@ -17,8 +17,13 @@ from pytest_postgresql import factories
 
 from dev.server import Server, throwaway_server, wheel_bin_dir
 from tests.deploy import ROOT, yoyo
+from tests.hostile import Migrator, lay_out, take_over
+from tests.tenants import Connection, ok
 
-Connection = psycopg.Connection[tuple[Any, ...]]
+
+def pytest_xdist_auto_num_workers() -> int | None:
+    """Workers have a server each; on a given one they would share its roles, so there are none."""
+    return 0 if os.environ.get("JOB_STATS_TEST_URL") else None
 
 
 def pytest_make_parametrize_id(val: object, argname: str) -> str:
@@ -70,10 +75,14 @@ def _server_for_templates(server: Server) -> SimpleNamespace:
     )
 
 
-def _apply(*, host: str, port: int, user: str, dbname: str, password: str | None, **_: object) -> None:
+def _apply(*more: str, host: str, port: int, user: str, dbname: str, password: str | None, **_: object) -> None:
     with psycopg.connect(host=host, port=port, user=user, dbname=dbname, password=password) as conn:
-        applied = yoyo(conn, "apply")
-        assert applied.returncode == 0, applied.stdout + applied.stderr
+        ok(yoyo(conn, "apply", *more))
+
+
+def _toolkit(migrator: str, *, host: str, port: int, user: str, dbname: str, password: str | None, **_: object) -> None:
+    with psycopg.connect(host=host, port=port, user=user, dbname=dbname, password=password, autocommit=True) as conn:
+        ok(lay_out(conn, migrator).yoyo("apply", "--revision", "0019"))
 
 
 _name = f"job_stats_{os.getpid()}"
@@ -81,10 +90,24 @@ empty_template = factories.postgresql_noproc(dbname=f"{_name}_empty", depends_on
 legacy_template = factories.postgresql_noproc(
     dbname=f"{_name}_legacy", depends_on="empty_template", load=[ROOT / "dev" / "legacy.sql"]
 )
-migrated_template = factories.postgresql_noproc(dbname=f"{_name}_migrated", depends_on="legacy_template", load=[_apply])
+toolkit_template = factories.postgresql_noproc(
+    dbname=f"{_name}_toolkit", depends_on="legacy_template", load=[partial(_apply, "--revision", "0019")]
+)
+migrated_template = factories.postgresql_noproc(
+    dbname=f"{_name}_migrated", depends_on="toolkit_template", load=[_apply]
+)
+superuser_template, member_template = (
+    factories.postgresql_noproc(
+        dbname=f"{_name}_{migrator}", depends_on="empty_template", load=[partial(_toolkit, migrator)]
+    )
+    for migrator in ["superuser", "member"]
+)
 empty_clone = factories.postgresql("empty_template")
 legacy_clone = factories.postgresql("legacy_template")
+toolkit_clone = factories.postgresql("toolkit_template")
 migrated_clone = factories.postgresql("migrated_template")
+superuser_clone = factories.postgresql("superuser_template")
+member_clone = factories.postgresql("member_template")
 
 
 @pytest.fixture
@@ -102,7 +125,23 @@ def legacy(legacy_clone: Connection) -> Connection:
 
 
 @pytest.fixture
+def toolkit(toolkit_clone: Connection) -> Connection:
+    """A connection, in autocommit, to the database of `dev/legacy.sql` with 0001 to 0019, before any change."""
+    toolkit_clone.autocommit = True
+    return toolkit_clone
+
+
+@pytest.fixture
 def migrated(migrated_clone: Connection) -> Connection:
     """A connection, in autocommit, to the database of `dev/legacy.sql` after `yoyo apply`."""
     migrated_clone.autocommit = True
     return migrated_clone
+
+
+@pytest.fixture(params=["superuser", "member"])
+def migrator(request: pytest.FixtureRequest) -> Iterator[Migrator]:
+    """The toolkit, and two tenants that do not trust each other, to migrate as a superuser or as a member of both."""
+    conn = request.getfixturevalue(f"{request.param}_clone")
+    conn.autocommit = True
+    yield take_over(conn, request.param)
+    conn.execute("ALTER ROLE legacy_evil NOSUPERUSER")  # others' tests find it so, whatever has come of it

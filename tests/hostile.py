@@ -3,9 +3,9 @@
 from dataclasses import dataclass
 
 from tests.deploy import ROOT, Result, connect, psql, yoyo
-from tests.tenants import Connection, column, ok
+from tests.tenants import DOWNGRADE, EXACT, UNEXACT, UPGRADE, VERIFY, Connection, column, ok
 
-BASE = """
+ROLES = """
 DO $$
 DECLARE
     role name;
@@ -27,6 +27,9 @@ BEGIN
     END LOOP;
 END
 $$;
+"""
+
+TENANTS = """
 CREATE SCHEMA vinted;
 CREATE TABLE vinted.action_types (id integer PRIMARY KEY, name text NOT NULL UNIQUE);
 INSERT INTO vinted.action_types VALUES (1, 'like'), (2, 'follow'), (3, 'message');
@@ -146,6 +149,14 @@ class Migrator:
             database = ["--database", "postgresql+psycopg://?schema=yoyo"] if self.name == "member" else []
             return yoyo(conn, *argv[:1], *database, *argv[1:])
 
+    def up(self) -> Result:
+        """Run both changes, and what yoyo runs after them, by psql."""
+        return self.psql("-f", UPGRADE, "-f", EXACT, "-f", VERIFY)
+
+    def down(self) -> Result:
+        """Undo both changes, by psql."""
+        return self.psql("-f", UNEXACT, "-f", DOWNGRADE)
+
     def psql(self, *args: str, env: dict[str, str] | None = None) -> Result:
         """Run psql."""
         with self.connect() as conn:
@@ -159,11 +170,20 @@ def as_role(conn: Connection, role: str, **options: object) -> Connection:
 
 def lay_out(conn: Connection, migrator: str) -> Migrator:
     """Make the tenants, and what the migrator needs: a superuser nothing, a member of their owners docs/grants.sql."""
-    conn.execute(BASE.encode())
+    conn.execute(f"{ROLES}{TENANTS}".encode())
     if migrator == "member":
         conn.execute("ALTER SCHEMA template_tenant OWNER TO legacy_platform")
         conn.execute("ALTER TABLE template_tenant.vinted_job_stats OWNER TO legacy_platform")
         ok(psql(conn, "-v", "migrator=legacy_member", "-f", str(ROOT / "docs/grants.sql")))
+    return Migrator(migrator, conn)
+
+
+def take_over(conn: Connection, migrator: str) -> Migrator:
+    """The same in a copy of such a database: roles are not copied with it, nor are rights on it."""
+    conn.execute(ROLES.encode())
+    if migrator == "member":
+        conn.execute("GRANT legacy_evil, legacy_platform, legacy_victim TO legacy_member")
+        conn.execute(f'GRANT CREATE ON DATABASE "{conn.info.dbname}" TO legacy_member'.encode())
     return Migrator(migrator, conn)
 
 

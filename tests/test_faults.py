@@ -1,7 +1,7 @@
 """Whatever dies, every tenant is whole, and the same command run again finishes the job.
 
-On a server of its own, with the programs of JOB_STATS_TEST_BIN or else the wheel's, since some tests crash it. With
-JOB_STATS_TEST_FAULTS=all, as `make test-all` sets it, every fault strikes every command at every moment; else a few do.
+On a server of its own, with the programs of JOB_STATS_TEST_BIN or else the wheel's, since some tests crash it. In `make
+test-all` every fault strikes every command at every moment; else a few do.
 """
 
 import os
@@ -71,7 +71,16 @@ SOME = [
     (CONTRACT, "between two tenants", interrupt_yoyo),
     (CONTRACT_ROLLBACK, "before the mark", crash_server),
 ]
-CELLS = [*product(COMMANDS, MOMENTS, FAULTS)] if os.environ.get("JOB_STATS_TEST_FAULTS") == "all" else SOME
+CELLS = [
+    pytest.param(
+        command,
+        moment,
+        fault,
+        id=f"{' '.join(command)}-{moment}-{fault.__name__}",
+        marks=[pytest.mark.slow] * ((command, moment, fault) not in SOME),
+    )
+    for command, moment, fault in product(COMMANDS, MOMENTS, FAULTS)
+]
 
 
 # Databases to clone, and what undisturbed runs have made of their tenants.
@@ -192,11 +201,7 @@ def break_lock_if_needed(conn: Connection) -> bool:
     return needed
 
 
-@pytest.mark.parametrize(
-    ("command", "moment", "fault"),
-    CELLS,
-    ids=[f"{' '.join(command)}-{moment}-{fault.__name__}" for command, moment, fault in CELLS],
-)
+@pytest.mark.parametrize(("command", "moment", "fault"), CELLS)
 def test_a_run_that_dies(lab: Lab, command: tuple[str, ...], moment: str, fault: Fault) -> None:
     """Each tenant is as before or as after; the same command, perhaps after break-lock, makes all as if undisturbed."""
     before, first, last = COMMANDS[command]

@@ -225,6 +225,7 @@ def test_one_run_at_a_time(legacy: Connection) -> None:
     ok(results[0])
 
 
+@pytest.mark.slow
 def test_thousands_of_tenants_under_a_statement_timeout(legacy: Connection) -> None:
     """3,000 tenants go up and down, by a role whose statements may take a second, in a server with default settings."""
     clones(legacy, "user_many_", 3000)
