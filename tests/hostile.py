@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 
 from tests.deploy import ROOT, Result, connect, psql, yoyo
-from tests.tenants import DOWNGRADE, EXACT, UNEXACT, UPGRADE, VERIFY, Connection, column, ok
+from tests.tenants import Connection, column, ok
 
 ROLES = """
 DO $$
@@ -148,14 +148,6 @@ class Migrator:
         with self.connect() as conn:
             database = ["--database", "postgresql+psycopg://?schema=yoyo"] if self.name == "member" else []
             return yoyo(conn, *argv[:1], *database, *argv[1:])
-
-    def up(self) -> Result:
-        """Run both changes, and what yoyo runs after them, by psql."""
-        return self.psql("-f", UPGRADE, "-f", EXACT, "-f", VERIFY)
-
-    def down(self) -> Result:
-        """Undo both changes, by psql."""
-        return self.psql("-f", UNEXACT, "-f", DOWNGRADE)
 
     def psql(self, *args: str, env: dict[str, str] | None = None) -> Result:
         """Run psql."""

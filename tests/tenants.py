@@ -17,6 +17,8 @@ DOWNGRADE = str(ROOT / "sql/migrations/0020.marketplace-job-stats.rollback.sql")
 EXACT = str(ROOT / "sql/migrations/0021.exact-averages.sql")
 UNEXACT = str(ROOT / "sql/migrations/0021.exact-averages.rollback.sql")
 VERIFY = str(ROOT / "sql/migrations/post-apply.verify.sql")
+UP = "-f", UPGRADE, "-f", EXACT, "-f", VERIFY
+DOWN = "-f", UNEXACT, "-f", DOWNGRADE
 
 
 def tenants(conn: Connection) -> list[str]:

@@ -5,7 +5,7 @@ import pytest
 
 from tests.deploy import schema_dump
 from tests.hostile import Migrator, lay_out, unharmed
-from tests.tenants import UPGRADE, Connection, column, ok, states
+from tests.tenants import DOWN, UP, UPGRADE, Connection, column, ok, states
 
 HONEST = {
     "owner without rights in its schema": """
@@ -48,10 +48,10 @@ def test_honest_tenants_go_up_and_down(migrator: Migrator, shape: str) -> None:
     conn.execute(shape.encode())
     before = schema_dump(conn, "user_victim")
     counted = "SELECT ARRAY[marketplace, count(*)::text, sum(total_jobs)::text] FROM user_victim.marketplace_job_stats"
-    ok(migrator.up())
-    ok(migrator.down())
+    ok(migrator.psql(*UP))
+    ok(migrator.psql(*DOWN))
     assert schema_dump(conn, "user_victim") == before
-    ok(migrator.up())
+    ok(migrator.psql(*UP))
     conn.execute(
         """
         INSERT INTO user_victim.marketplace_job_stats (action_type_id, date, marketplace, total_jobs, success_count)
@@ -61,16 +61,16 @@ def test_honest_tenants_go_up_and_down(migrator: Migrator, shape: str) -> None:
     per_marketplace = column(conn, f"{counted} GROUP BY marketplace ORDER BY 1")
     assert per_marketplace == [["ebay", "15", "75"], ["vinted", "15", "150"]]
     for _ in range(2):
-        ok(migrator.down())
+        ok(migrator.psql(*DOWN))
         assert states(conn)["user_victim"] == "legacy"
         assert column(conn, "SELECT sum(total_jobs) FROM user_victim.vinted_job_stats") == [75 + 150]
-        ok(migrator.up())
+        ok(migrator.psql(*UP))
         assert column(conn, f"{counted} GROUP BY marketplace ORDER BY 1") == per_marketplace
-    ok(migrator.down())
+    ok(migrator.psql(*DOWN))
     conn.execute("SET search_path = user_victim")
     conn.execute("UPDATE vinted_job_stats SET total_jobs = total_jobs + 1, success_count = success_count + 1")
     conn.execute("RESET search_path")
-    ok(migrator.up())
+    ok(migrator.psql(*UP))
     assert column(conn, f"{counted} GROUP BY marketplace ORDER BY 1") == [
         ["ebay", "15", "75"],
         ["vinted", "25", "175"],  # 10 days and action types had no row of Vinted's
@@ -84,12 +84,12 @@ def test_honest_tenants_go_up_and_down(migrator: Migrator, shape: str) -> None:
 def test_an_owner_that_may_take_no_ids_is_named(migrator: Migrator) -> None:
     """Where restoring needs a new row, and its owner may not use the sequence, the error says whose right it is."""
     conn = migrator.superuser
-    ok(migrator.up())
+    ok(migrator.psql(*UP))
     conn.execute(
         "INSERT INTO user_victim.marketplace_job_stats (action_type_id, date, marketplace)"
         " VALUES (9, '2026-01-01', 'ebay')"
     )
-    ok(migrator.down())
+    ok(migrator.psql(*DOWN))
     conn.execute("UPDATE user_victim.vinted_job_stats SET total_jobs = 1, failure_count = 1 WHERE action_type_id = 9")
     sequence = "template_tenant.vinted_job_stats_id_seq"
     conn.execute(f"REVOKE USAGE ON SEQUENCE {sequence} FROM legacy_victim".encode())
@@ -126,7 +126,7 @@ def test_each_grant_is_needed(migrator: Migrator, less: str, said: str) -> None:
     if "SET FALSE" in less and conn.info.server_version < 160000:
         pytest.skip("before PostgreSQL 16 a membership has no SET option")
     conn.execute(less.encode())
-    refused = migrator.up()
+    refused = migrator.psql(*UP)
     assert refused.returncode != 0
     assert said in refused.stderr
     if said.startswith(("user_", "template_")):

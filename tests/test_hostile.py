@@ -7,7 +7,20 @@ import pytest
 
 from tests.deploy import ROOT, Result, connect, psql, yoyo
 from tests.hostile import Migrator, as_role, counts, each_day_on_ebay, lay_out, unharmed
-from tests.tenants import DOWNGRADE, UNEXACT, UPGRADE, VERIFY, Connection, column, ok, running, states, wait_until
+from tests.tenants import (
+    DOWN,
+    DOWNGRADE,
+    UNEXACT,
+    UP,
+    UPGRADE,
+    VERIFY,
+    Connection,
+    column,
+    ok,
+    running,
+    states,
+    wait_until,
+)
 
 FORGED = "user_evil.marketplace_job_stats_archive is none that a rollback here has made"
 ARCHIVE = """
@@ -296,7 +309,7 @@ def test_before_the_change(migrator: Migrator, attack: str, said: str) -> None:
     do(migrator, attack)
     conn.execute("ALTER TABLE vinted.action_types OWNER TO legacy_keeper")
     rehearse(migrator, UPGRADE)
-    expect(migrator, migrator.up(), said)
+    expect(migrator, migrator.psql(*UP), said)
     assert states(conn) == {
         "template_tenant": "migrated",
         "user_evil": "drifted" if "archive" in said else "legacy" if said else "migrated",
@@ -330,12 +343,12 @@ def test_after_the_change(migrator: Migrator, attack: str, said: str) -> None:
         """
     )
     before = counts(conn, "user_victim")
-    ok(migrator.up())
+    ok(migrator.psql(*UP))
     each_day_on_ebay(conn, "user_evil", "user_victim")
     counted = counts(conn, "user_victim")
     do(migrator, attack)
     rehearse(migrator, UNEXACT, DOWNGRADE)
-    expect(migrator, migrator.down(), said)
+    expect(migrator, migrator.psql(*DOWN), said)
     assert states(conn)["user_victim"] == "legacy"
     assert states(conn)["user_evil"] == ("legacy" if not said else states(conn)["user_evil"])
     rehearse(migrator, UPGRADE)
@@ -349,13 +362,13 @@ def test_after_the_change(migrator: Migrator, attack: str, said: str) -> None:
 def test_between_rollback_and_upgrade(migrator: Migrator, attack: str, said: str) -> None:
     """An archive is believed if it is the one that a rollback made; what hangs on it runs as the tenant."""
     conn = migrator.superuser
-    ok(migrator.up())
+    ok(migrator.psql(*UP))
     each_day_on_ebay(conn, "user_evil", "user_victim")
     counted = counts(conn, "user_victim")
-    ok(migrator.down())
+    ok(migrator.psql(*DOWN))
     do(migrator, attack)
     rehearse(migrator, UPGRADE)
-    expect(migrator, migrator.up(), said)
+    expect(migrator, migrator.psql(*UP), said)
     assert counts(conn, "user_victim") == counted
 
 
@@ -490,7 +503,7 @@ def test_a_view_that_shows_more_than_its_table_is_drift(migrator: Migrator, chan
         GRANT SELECT ON user_victim.vinted_job_stats TO legacy_backend WITH GRANT OPTION;
         """
     )
-    ok(migrator.up())
+    ok(migrator.psql(*UP))
     empty.execute(change.encode())
     assert states(empty)["user_victim"] == "drifted"
     refused = psql(empty, "-f", VERIFY)
@@ -518,7 +531,7 @@ def test_others_are_not_held_up(migrator: Migrator) -> None:
         END $$;
         """,
     )
-    ok(migrator.up())
+    ok(migrator.psql(*UP))
     each_day_on_ebay(empty, "user_evil")
     do(
         migrator,
@@ -543,7 +556,7 @@ def test_a_tenant_that_ends_the_session_keeps_no_other_from_its_turn(migrator: M
     empty = migrator.superuser
     if empty.info.server_version < 170000:
         pytest.skip("before PostgreSQL 17 there is no transaction_timeout")
-    ok(migrator.up())
+    ok(migrator.psql(*UP))
     each_day_on_ebay(empty, "user_evil", "user_victim")
     do(
         migrator,
@@ -570,7 +583,7 @@ def test_an_archive_that_is_swapped_while_it_is_waited_for(migrator: Migrator) -
     """Where the schema is evil's and the table the migrator's, the archive that is used is the one looked at."""
     empty = migrator.superuser
     empty.execute(f'ALTER TABLE user_evil.vinted_job_stats OWNER TO "{empty.info.user}"'.encode())
-    ok(migrator.up())
+    ok(migrator.psql(*UP))
     empty.execute(
         """
         INSERT INTO user_evil.marketplace_job_stats (action_type_id, date, marketplace)
@@ -578,7 +591,7 @@ def test_an_archive_that_is_swapped_while_it_is_waited_for(migrator: Migrator) -
         CREATE TABLE public.shape AS TABLE user_evil.marketplace_job_stats WITH NO DATA
         """
     )
-    ok(migrator.down())
+    ok(migrator.psql(*DOWN))
     archive = "user_evil.marketplace_job_stats_archive"
 
     with as_role(empty, "legacy_evil", autocommit=False) as evil:
@@ -602,7 +615,7 @@ def test_an_archive_that_is_swapped_while_it_is_waited_for(migrator: Migrator) -
 def test_a_view_in_the_tables_place_locks_nothing_of_others(migrator: Migrator) -> None:
     """A view that evil puts there during the run is refused, before what it reads is locked."""
     empty = migrator.superuser
-    ok(migrator.up())
+    ok(migrator.psql(*UP))
     empty.execute("CREATE SCHEMA user_a")
     empty.execute(
         "CREATE TABLE user_a.marketplace_job_stats (LIKE template_tenant.marketplace_job_stats INCLUDING ALL)"

@@ -240,60 +240,55 @@ def test_thousands_of_tenants_under_a_statement_timeout(legacy: Connection) -> N
     assert re.search(rf"\| {count} +\| 0 +\| 0 ", ok(yoyo(legacy, "rollback", "--all")), re.MULTILINE)
 
 
-def test_the_files_run_under_psql_too(legacy: Connection) -> None:
+def test_the_files_run_under_psql_too(toolkit: Connection) -> None:
     """`psql -f` does what is left: all at first, nothing the second time, and the straggler restored from a backup."""
-    ok(yoyo(legacy, "apply", "--revision", "0019"))
-    assert re.search(r"\| +20 \| +0 \|", ok(psql(legacy, "-f", UPGRADE)), re.MULTILINE)
-    assert re.search(r"\| +0 \| +20 \|", ok(psql(legacy, "-f", UPGRADE)), re.MULTILINE)
-    clone(legacy, "user_restored", "users.vinted_job_stats")
-    assert re.search(r"\| +1 \| +20 \|", ok(psql(legacy, "-f", UPGRADE)), re.MULTILINE)
-    assert re.search(r"\| +21 \| +0 \|", ok(psql(legacy, "-f", DOWNGRADE)), re.MULTILINE)
+    assert re.search(r"\| +20 \| +0 \|", ok(psql(toolkit, "-f", UPGRADE)), re.MULTILINE)
+    assert re.search(r"\| +0 \| +20 \|", ok(psql(toolkit, "-f", UPGRADE)), re.MULTILINE)
+    clone(toolkit, "user_restored", "users.vinted_job_stats")
+    assert re.search(r"\| +1 \| +20 \|", ok(psql(toolkit, "-f", UPGRADE)), re.MULTILINE)
+    assert re.search(r"\| +21 \| +0 \|", ok(psql(toolkit, "-f", DOWNGRADE)), re.MULTILINE)
 
 
-def test_in_a_transaction_block_nothing_is_begun(legacy: Connection) -> None:
+def test_in_a_transaction_block_nothing_is_begun(toolkit: Connection) -> None:
     """One transaction for all tenants is refused before the first."""
-    ok(yoyo(legacy, "apply", "--revision", "0019"))
-    refused = psql(legacy, "-1", "-f", UPGRADE)
+    refused = psql(toolkit, "-1", "-f", UPGRADE)
     assert refused.returncode != 0
     assert "invalid transaction termination" in refused.stderr
-    assert "migrated" not in states(legacy).values()
+    assert "migrated" not in states(toolkit).values()
 
 
-def test_rehearsal_changes_nothing(legacy: Connection) -> None:
+def test_rehearsal_changes_nothing(toolkit: Connection) -> None:
     """With tenancy.dry_run each tenant's DDL is run and rolled back; yoyo fails and marks nothing."""
-    ok(yoyo(legacy, "apply", "--revision", "0019"))
-    before = definitions(legacy, tenants(legacy))
+    before = definitions(toolkit, tenants(toolkit))
     dry_run = {"PGOPTIONS": "-c tenancy.dry_run=on"}
-    assert re.search(r"\| +20 \| +0 \| +0 \|", ok(psql(legacy, "-f", UPGRADE, env=dry_run)), re.MULTILINE)
-    assert column(legacy, "SELECT DISTINCT outcome FROM tenancy.journal") == ["rehearsed"]
-    under_yoyo = yoyo(legacy, "apply", env=dry_run)
+    assert re.search(r"\| +20 \| +0 \| +0 \|", ok(psql(toolkit, "-f", UPGRADE, env=dry_run)), re.MULTILINE)
+    assert column(toolkit, "SELECT DISTINCT outcome FROM tenancy.journal") == ["rehearsed"]
+    under_yoyo = yoyo(toolkit, "apply", env=dry_run)
     assert under_yoyo.returncode != 0
     assert "20 rehearsed" in under_yoyo.stderr
-    assert re.search(r"^U +0020", ok(yoyo(legacy, "list")), re.MULTILINE)
-    assert definitions(legacy, tenants(legacy)) == before
+    assert re.search(r"^U +0020", ok(yoyo(toolkit, "list")), re.MULTILINE)
+    assert definitions(toolkit, tenants(toolkit)) == before
 
 
-def test_rehearsal_names_what_would_fail(legacy: Connection) -> None:
+def test_rehearsal_names_what_would_fail(toolkit: Connection) -> None:
     """A tenant that would be refused is refused in the rehearsal too."""
-    ok(yoyo(legacy, "apply", "--revision", "0019"))
-    legacy.execute("CREATE TABLE user_1.marketplace_job_stats ()")
-    rehearsal = psql(legacy, "-f", UPGRADE, env={"PGOPTIONS": "-c tenancy.dry_run=on"})
+    toolkit.execute("CREATE TABLE user_1.marketplace_job_stats ()")
+    rehearsal = psql(toolkit, "-f", UPGRADE, env={"PGOPTIONS": "-c tenancy.dry_run=on"})
     assert rehearsal.returncode != 0
     assert "user_1: vinted_job_stats and marketplace_job_stats are both there" in rehearsal.stderr
-    assert "migrated" not in states(legacy).values()
+    assert "migrated" not in states(toolkit).values()
 
 
-def test_canary(legacy: Connection) -> None:
+def test_canary(toolkit: Connection) -> None:
     """tenancy.tenants limits a run to the tenants whose whole name matches; yoyo fails and marks nothing."""
-    ok(yoyo(legacy, "apply", "--revision", "0019"))
     canary = {"PGOPTIONS": r"-c tenancy.tenants=user_[12]|user_a\"b".replace("\\", "")}
-    assert re.search(r"\| +3 \| +0 \|", ok(psql(legacy, "-f", UPGRADE, env=canary)), re.MULTILINE)
-    assert {name for name, state in states(legacy).items() if state == "migrated"} == {"user_1", "user_2", 'user_a"b'}
-    under_yoyo = yoyo(legacy, "apply", env={"PGOPTIONS": "-c tenancy.tenants=user_3"})
+    assert re.search(r"\| +3 \| +0 \|", ok(psql(toolkit, "-f", UPGRADE, env=canary)), re.MULTILINE)
+    assert {name for name, state in states(toolkit).items() if state == "migrated"} == {"user_1", "user_2", 'user_a"b'}
+    under_yoyo = yoyo(toolkit, "apply", env={"PGOPTIONS": "-c tenancy.tenants=user_3"})
     assert under_yoyo.returncode != 0
     assert "1 done" in under_yoyo.stderr
-    assert states(legacy)["user_3"] == "migrated"
-    assert re.search(r"^U +0020", ok(yoyo(legacy, "list")), re.MULTILINE)
+    assert states(toolkit)["user_3"] == "migrated"
+    assert re.search(r"^U +0020", ok(yoyo(toolkit, "list")), re.MULTILINE)
 
 
 def test_without_any_tenant_there_is_nothing_to_do(empty: Connection) -> None:
@@ -302,34 +297,31 @@ def test_without_any_tenant_there_is_nothing_to_do(empty: Connection) -> None:
     assert re.search(r"\| 0 +\| 0 +\| 0 ", ok(yoyo(empty, "rollback", "--all")), re.MULTILINE)
 
 
-def test_a_pattern_that_matches_no_tenant_is_an_error(legacy: Connection) -> None:
+def test_a_pattern_that_matches_no_tenant_is_an_error(toolkit: Connection) -> None:
     """A mistyped canary is not taken for one that was done."""
-    ok(yoyo(legacy, "apply", "--revision", "0019"))
-    refused = psql(legacy, "-f", UPGRADE, env={"PGOPTIONS": "-c tenancy.tenants=user"})
+    refused = psql(toolkit, "-f", UPGRADE, env={"PGOPTIONS": "-c tenancy.tenants=user"})
     assert refused.returncode != 0
     assert "no tenant matches ^(user)$" in refused.stderr
 
 
-def test_another_isolation_level_is_refused(legacy: Connection) -> None:
+def test_another_isolation_level_is_refused(migrated: Connection) -> None:
     """With a snapshot from before its lock, a rollback would overlook rows; the hint says how to go on."""
-    ok(yoyo(legacy, "apply"))
     options = "-c default_transaction_isolation=serializable"
-    refused = psql(legacy, "-f", DOWNGRADE, env={"PGOPTIONS": options})
+    refused = psql(migrated, "-f", DOWNGRADE, env={"PGOPTIONS": options})
     assert refused.returncode != 0
     assert "the isolation level must be read committed, not serializable" in refused.stderr
     (hint,) = re.findall(r"PGOPTIONS='(.*)'", refused.stderr)
-    ok(psql(legacy, "-f", DOWNGRADE, env={"PGOPTIONS": f"{options} {hint}"}))
+    ok(psql(migrated, "-f", DOWNGRADE, env={"PGOPTIONS": f"{options} {hint}"}))
 
 
-def test_the_toolkit_stays_while_a_tenant_is_migrated(legacy: Connection) -> None:
+def test_the_toolkit_stays_while_a_tenant_is_migrated(migrated: Connection) -> None:
     """Rolling the toolkit back would drop what a rollback needs, so it is refused."""
-    ok(yoyo(legacy, "apply"))
-    ok(yoyo(legacy, "unmark", "--revision", "0020"))
-    refused = yoyo(legacy, "rollback", "--all")
+    ok(yoyo(migrated, "unmark", "--revision", "0020"))
+    refused = yoyo(migrated, "rollback", "--all")
     assert refused.returncode != 0
     assert "migrations are still applied: 0020.marketplace-job-stats, " in refused.stderr
     assert "0020.marketplace-job-stats in template_tenant, " in refused.stderr
-    assert states(legacy)["user_1"] == "migrated"
+    assert states(migrated)["user_1"] == "migrated"
 
 
 def test_the_journal_tells_what_was_done(legacy: Connection) -> None:

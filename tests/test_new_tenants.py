@@ -23,10 +23,9 @@ def add(conn: Connection, tenant: str) -> None:
     conn.execute("CALL job_stats.add_tenant(%s)", [tenant])
 
 
-def test_a_new_tenant_is_what_the_template_is(legacy: Connection) -> None:
+def test_a_new_tenant_is_what_the_template_is(toolkit: Connection) -> None:
     """Before and after the change, and after the contract; again, it does nothing; a schema may be there already."""
-    ok(yoyo(legacy, "apply", "--revision", "0019"))
-    legacy_clone = schema_dump(legacy, "user_1").replace("user_1", "user_new")
+    legacy_clone = schema_dump(toolkit, "user_1").replace("user_1", "user_new")
     for command, state in [
         (["apply", "--revision", "0019"], "legacy"),
         (["apply"], "migrated"),
@@ -34,21 +33,21 @@ def test_a_new_tenant_is_what_the_template_is(legacy: Connection) -> None:
         (["rollback", "--revision", "0900", *BOTH], "migrated"),
         (["rollback", "--revision", "0020"], "legacy"),
     ]:
-        ok(yoyo(legacy, *command))
+        ok(yoyo(toolkit, *command))
         for prepare in ["SELECT 1", "CREATE SCHEMA user_new"]:
-            legacy.execute(prepare.encode())
-            add(legacy, "user_new")
-            made = schema_dump(legacy, "user_new")
-            add(legacy, "user_new")
-            assert schema_dump(legacy, "user_new") == made
-            assert states(legacy)["user_new"] == state
-            ok(psql(legacy, "-f", VERIFY))
+            toolkit.execute(prepare.encode())
+            add(toolkit, "user_new")
+            made = schema_dump(toolkit, "user_new")
+            add(toolkit, "user_new")
+            assert schema_dump(toolkit, "user_new") == made
+            assert states(toolkit)["user_new"] == state
+            ok(psql(toolkit, "-f", VERIFY))
             if state == "legacy":
                 assert SEQUENCE.sub("", made) == SEQUENCE.sub("", legacy_clone)
             if state == "migrated":
-                legacy.execute("INSERT INTO user_new.vinted_job_stats (action_type_id, date) VALUES (1, '2026-01-01')")
-                update_job_stats(legacy, schema="user_new", action_type_id=1, marketplace="ebay", success=True)
-            legacy.execute("DROP SCHEMA user_new CASCADE")
+                toolkit.execute("INSERT INTO user_new.vinted_job_stats (action_type_id, date) VALUES (1, '2026-01-01')")
+                update_job_stats(toolkit, schema="user_new", action_type_id=1, marketplace="ebay", success=True)
+            toolkit.execute("DROP SCHEMA user_new CASCADE")
 
 
 @contextmanager
@@ -79,10 +78,9 @@ def sign_ups(conn: Connection) -> Iterator[list[str]]:
     assert failed == []
 
 
-def test_sign_ups_through_the_whole_life(legacy: Connection) -> None:
+def test_sign_ups_through_the_whole_life(toolkit: Connection) -> None:
     """Through apply, rollback, apply and contract: no error, no tenant without its table, and verify is green."""
-    ok(yoyo(legacy, "apply", "--revision", "0019"))
-    with sign_ups(legacy) as added:
+    with sign_ups(toolkit) as added:
         for command, state in [
             (["apply"], "migrated"),
             (["rollback", "--revision", "0020"], "legacy"),
@@ -90,10 +88,10 @@ def test_sign_ups_through_the_whole_life(legacy: Connection) -> None:
             (["apply", *BOTH], "contracted"),
         ]:
             before = len(added)
-            ok(yoyo(legacy, *command))
+            ok(yoyo(toolkit, *command))
             assert len(added) > before
-            ok(psql(legacy, "-c", f"CALL job_stats.verify(expected => '{state}')"))
-    assert {state for name, state in states(legacy).items() if name in added} == {"contracted"}
+            ok(psql(toolkit, "-c", f"CALL job_stats.verify(expected => '{state}')"))
+    assert {state for name, state in states(toolkit).items() if name in added} == {"contracted"}
 
 
 def test_sign_ups_by_a_fixed_list(legacy: Connection) -> None:
@@ -154,33 +152,31 @@ REFUSED = {
 
 
 @pytest.mark.parametrize(("change", "tenant", "reason"), REFUSED.values(), ids=REFUSED)
-def test_what_would_be_a_guess_is_refused(legacy: Connection, change: str, tenant: str, reason: str) -> None:
+def test_what_would_be_a_guess_is_refused(toolkit: Connection, change: str, tenant: str, reason: str) -> None:
     """Nothing is made then, the schema neither."""
-    ok(yoyo(legacy, "apply", "--revision", "0019"))
-    legacy.execute(change.encode())
+    toolkit.execute(change.encode())
     with pytest.raises(psycopg.errors.RaiseException, match=reason):
-        add(legacy, tenant)
-    assert column(legacy, "SELECT to_regnamespace(%s)", tenant) == [None]
+        add(toolkit, tenant)
+    assert column(toolkit, "SELECT to_regnamespace(%s)", tenant) == [None]
 
 
-def test_by_a_role_that_only_signs_up(legacy: Connection) -> None:
+def test_by_a_role_that_only_signs_up(migrated: Connection) -> None:
     """With the rights that docs/runbook.md gives it, the role of the sign-up code owns what it makes."""
-    ok(yoyo(legacy, "apply"))
-    legacy.execute("CREATE ROLE legacy_sign_up LOGIN")
-    legacy.execute(f"GRANT CREATE ON DATABASE {legacy.info.dbname} TO legacy_sign_up".encode())
-    legacy.execute("GRANT USAGE ON SCHEMA template_tenant TO legacy_sign_up")
-    legacy.execute("GRANT SELECT ON template_tenant.marketplace_job_stats TO legacy_sign_up")
-    legacy.execute("GRANT USAGE ON SEQUENCE template_tenant.marketplace_job_stats_id_seq TO legacy_sign_up")
+    migrated.execute("CREATE ROLE legacy_sign_up LOGIN")
+    migrated.execute(f"GRANT CREATE ON DATABASE {migrated.info.dbname} TO legacy_sign_up".encode())
+    migrated.execute("GRANT USAGE ON SCHEMA template_tenant TO legacy_sign_up")
+    migrated.execute("GRANT SELECT ON template_tenant.marketplace_job_stats TO legacy_sign_up")
+    migrated.execute("GRANT USAGE ON SEQUENCE template_tenant.marketplace_job_stats_id_seq TO legacy_sign_up")
     (grants,) = blocks("docs/runbook.md", "sql", "sign_up;")
-    legacy.execute(grants.replace(" sign_up;", " legacy_sign_up;").encode())
-    with connect(legacy, user="legacy_sign_up") as session:
+    migrated.execute(grants.replace(" sign_up;", " legacy_sign_up;").encode())
+    with connect(migrated, user="legacy_sign_up") as session:
         add(session, "user_new")
         session.execute("INSERT INTO user_new.vinted_job_stats (action_type_id, date) VALUES (1, current_date)")
         with pytest.raises(psycopg.errors.InsufficientPrivilege):
             session.execute("SELECT FROM tenancy.undo")
-    ok(psql(legacy, "-f", VERIFY))
-    legacy.execute("DROP SCHEMA user_new CASCADE")
-    legacy.execute("DROP OWNED BY legacy_sign_up")
+    ok(psql(migrated, "-f", VERIFY))
+    migrated.execute("DROP SCHEMA user_new CASCADE")
+    migrated.execute("DROP OWNED BY legacy_sign_up")
 
 
 def test_a_tenant_is_left_out(legacy: Connection) -> None:

@@ -32,29 +32,27 @@ def next_release(tmp_path: Path) -> str:
 
 
 def test_this_release_and_the_next_are_as_the_next_alone(
-    empty: Connection, legacy: Connection, next_release: str
+    empty: Connection, migrated: Connection, next_release: str
 ) -> None:
     """What is mended is replaced in a database that has been migrated; nothing else is run, and all can be undone."""
-    ok(yoyo(legacy, "apply"))
-    tenant = schema_dump(legacy, "user_1")
-    runs = column(legacy, "SELECT count(*) FROM tenancy.runs")
-    ok(yoyo(legacy, "apply", next_release))
-    assert column(legacy, "SELECT tenancy.version()") == ["0.2.0"]
-    assert column(legacy, "SELECT count(*) FROM tenancy.runs") == runs
-    assert schema_dump(legacy, "user_1") == tenant
+    tenant = schema_dump(migrated, "user_1")
+    runs = column(migrated, "SELECT count(*) FROM tenancy.runs")
+    ok(yoyo(migrated, "apply", next_release))
+    assert column(migrated, "SELECT tenancy.version()") == ["0.2.0"]
+    assert column(migrated, "SELECT count(*) FROM tenancy.runs") == runs
+    assert schema_dump(migrated, "user_1") == tenant
     ok(yoyo(empty, "apply", next_release))
-    assert schema_dump(legacy, "tenancy", "job_stats") == schema_dump(empty, "tenancy", "job_stats")
+    assert schema_dump(migrated, "tenancy", "job_stats") == schema_dump(empty, "tenancy", "job_stats")
     assert "legacy code has deleted" in schema_dump(empty, "job_stats")
-    ok(yoyo(legacy, "rollback", "--all", next_release))
-    assert column(legacy, "SELECT to_regnamespace('tenancy')") == [None]
+    ok(yoyo(migrated, "rollback", "--all", next_release))
+    assert column(migrated, "SELECT to_regnamespace('tenancy')") == [None]
 
 
-def test_the_next_release_by_psql(legacy: Connection, next_release: str) -> None:
+def test_the_next_release_by_psql(migrated: Connection, next_release: str) -> None:
     """A file of routines can be given to psql, while tenants are migrated."""
-    ok(yoyo(legacy, "apply"))
     for name in RENAMED.values():
-        ok(psql(legacy, "--single-transaction", "-f", f"{next_release}/{name}.sql"))
-    assert column(legacy, "SELECT tenancy.version()") == ["0.2.0"]
+        ok(psql(migrated, "--single-transaction", "-f", f"{next_release}/{name}.sql"))
+    assert column(migrated, "SELECT tenancy.version()") == ["0.2.0"]
 
 
 def test_the_version_is_the_packages(migrated: Connection) -> None:

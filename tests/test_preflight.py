@@ -171,14 +171,13 @@ def test_what_will_work_differently_is_said_before(legacy: Connection) -> None:
     assert column(legacy, slow) == ["some 1500000 rows: it will be locked for some 4 s"]
 
 
-def test_what_stands_in_the_way_of_all_is_said_before(legacy: Connection) -> None:
+def test_what_stands_in_the_way_of_all_is_said_before(toolkit: Connection) -> None:
     """An open public, timeouts of the role, and publications of all tables; a quiet database has nothing to say."""
-    ok(yoyo(legacy, "apply", "--revision", "0019"))
     query = "SELECT kind, finding FROM job_stats.preflight WHERE schema_name IS NULL ORDER BY finding"
-    assert legacy.execute(query).fetchall() == []
-    legacy.execute("GRANT CREATE ON SCHEMA public TO public; CREATE PUBLICATION everything FOR ALL TABLES")
-    legacy.execute("SET idle_session_timeout = '1h'")
-    said = legacy.execute(query).fetchall()
+    assert toolkit.execute(query).fetchall() == []
+    toolkit.execute("GRANT CREATE ON SCHEMA public TO public; CREATE PUBLICATION everything FOR ALL TABLES")
+    toolkit.execute("SET idle_session_timeout = '1h'")
+    said = toolkit.execute(query).fetchall()
     assert [kind for kind, _ in said] == ["unsafe", "in the way", "differs"]
     assert [finding.split()[0] for _, finding in said] == ["everybody", "idle_session_timeout", "publication"]
 
@@ -207,13 +206,12 @@ def test_a_trigger_that_reads_the_view(legacy: Connection) -> None:
     assert column(legacy, "SELECT jobs FROM user_1.total") == column(legacy, vinted)
 
 
-def test_a_foreign_key_to_vinted_that_was_kept_is_named(legacy: Connection) -> None:
+def test_a_foreign_key_to_vinted_that_was_kept_is_named(migrated: Connection) -> None:
     """A tenant migrated by hand, which refuses eBay's action types, is no sound one."""
-    ok(yoyo(legacy, "apply"))
-    legacy.execute(
+    migrated.execute(
         f"ALTER TABLE {STATS} ADD CONSTRAINT kept FOREIGN KEY (action_type_id) REFERENCES vinted.action_types"
     )
-    assert "user_1: " in (stderr := psql(legacy, "-f", VERIFY).stderr)
+    assert "user_1: " in (stderr := psql(migrated, "-f", VERIFY).stderr)
     assert "foreign key kept admits Vinted's action types only" in stderr
 
 

@@ -36,13 +36,6 @@ def alter_database(conn: Connection, setting: str) -> None:
     conn.execute(sql.SQL(f"ALTER DATABASE {{}} SET {setting}").format(sql.Identifier(conn.info.dbname)))
 
 
-@pytest.fixture
-def toolkit(legacy: Connection) -> Connection:
-    """Legacy tenants, and the toolkit."""
-    ok(yoyo(legacy, "apply", "--revision", "0019"))
-    return legacy
-
-
 def test_the_settings_that_a_script_sees(toolkit: Connection) -> None:
     """The first attempt waits 100 ms for a lock; the run is the victim of a deadlock; rows unseen are an error."""
     alter_database(toolkit, "row_security = on")

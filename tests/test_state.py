@@ -8,7 +8,21 @@ from pathlib import Path
 import pytest
 
 from tests.deploy import bash, connect, libpq_env, psql, schema_dump, services, yoyo
-from tests.tenants import DOWNGRADE, UNEXACT, UPGRADE, VERIFY, Connection, clone, column, ok, running, states, tenants
+from tests.tenants import (
+    DOWN,
+    DOWNGRADE,
+    UNEXACT,
+    UP,
+    UPGRADE,
+    VERIFY,
+    Connection,
+    clone,
+    column,
+    ok,
+    running,
+    states,
+    tenants,
+)
 from tests.test_docs import blocks
 
 KEYS = """
@@ -20,21 +34,18 @@ KEYS = """
 """
 
 
-def rollback(conn: Connection) -> None:
-    """Roll the change back, by yoyo."""
-    ok(yoyo(conn, "rollback", "--revision", "0020"))
-
-
 def as_before(conn: Connection, before: dict[str, str]) -> None:
     """Every tenant is described as it was, byte for byte."""
     assert {schema: schema_dump(conn, schema) for schema in before} == before
 
 
 @pytest.fixture
-def before(legacy: Connection) -> dict[str, str]:
-    """How every tenant was described before the change, one of them with keys of its own."""
-    legacy.execute(KEYS)
-    return {schema: schema_dump(legacy, schema) for schema in tenants(legacy)}
+def before(toolkit: Connection) -> dict[str, str]:
+    """How every tenant was described before the change, one of them with keys of its own; they have had it since."""
+    toolkit.execute(KEYS)
+    described = {schema: schema_dump(toolkit, schema) for schema in tenants(toolkit)}
+    ok(psql(toolkit, *UP))
+    return described
 
 
 @contextmanager
@@ -55,85 +66,79 @@ def pg_dump(conn: Connection, *args: str) -> str:
     return dump.replace("SET transaction_timeout = 0;\n", "")
 
 
-def test_a_pruned_journal(legacy: Connection, before: dict[str, str]) -> None:
+def test_a_pruned_journal(toolkit: Connection, before: dict[str, str]) -> None:
     """Without any of the log, the rollback restores every name, key and comment."""
-    ok(yoyo(legacy, "apply"))
-    legacy.execute("DELETE FROM tenancy.runs")
-    assert column(legacy, "SELECT count(*) FROM tenancy.journal") == [0]
-    rollback(legacy)
-    as_before(legacy, before)
+    toolkit.execute("DELETE FROM tenancy.runs")
+    assert column(toolkit, "SELECT count(*) FROM tenancy.journal") == [0]
+    ok(psql(toolkit, *DOWN))
+    as_before(toolkit, before)
 
 
-def test_renamed_and_swapped_schemas(legacy: Connection, before: dict[str, str]) -> None:
+def test_renamed_and_swapped_schemas(toolkit: Connection, before: dict[str, str]) -> None:
     """A tenant whose schema was renamed, and two whose names were swapped, get what was theirs."""
-    ok(yoyo(legacy, "apply"))
     for old, new in [("user_2", "user_2_acme"), ("user_1", "user_x"), ("user_3", "user_1"), ("user_x", "user_3")]:
-        legacy.execute(f"ALTER SCHEMA {old} RENAME TO {new}".encode())
-    rollback(legacy)
+        toolkit.execute(f"ALTER SCHEMA {old} RENAME TO {new}".encode())
+    ok(psql(toolkit, *DOWN))
     for old, new in [("user_1", "user_x"), ("user_3", "user_1"), ("user_x", "user_3"), ("user_2_acme", "user_2")]:
-        legacy.execute(f"ALTER SCHEMA {old} RENAME TO {new}".encode())
-    as_before(legacy, before)
+        toolkit.execute(f"ALTER SCHEMA {old} RENAME TO {new}".encode())
+    as_before(toolkit, before)
 
 
-def test_a_namesake_gets_nothing_of_the_dead(legacy: Connection, before: dict[str, str]) -> None:
+def test_a_namesake_gets_nothing_of_the_dead(toolkit: Connection, before: dict[str, str]) -> None:
     """A tenant that was dropped and made anew by its name is, rolled back, what a clone of the legacy template is."""
-    ok(yoyo(legacy, "apply"))
-    legacy.execute("DROP SCHEMA user_2 CASCADE")
-    clone(legacy, "user_2", "template_tenant.marketplace_job_stats")
-    rollback(legacy)
-    assert schema_dump(legacy, "user_2") == before["user_1"].replace("user_1", "user_2")
+    toolkit.execute("DROP SCHEMA user_2 CASCADE")
+    clone(toolkit, "user_2", "template_tenant.marketplace_job_stats")
+    ok(psql(toolkit, *DOWN))
+    assert schema_dump(toolkit, "user_2") == before["user_1"].replace("user_1", "user_2")
 
 
-def test_a_tenant_that_was_moved_here(legacy: Connection, before: dict[str, str], tmp_path: Path) -> None:
+def test_a_tenant_that_was_moved_here(toolkit: Connection, before: dict[str, str], tmp_path: Path) -> None:
     """Moved by pg_dump it is named by the verification, and refused by the rollback; with its row it comes back."""
-    ok(yoyo(legacy, "apply"))
-    with database(legacy, f"{legacy.info.dbname}_there") as there:
+    with database(toolkit, f"{toolkit.info.dbname}_there") as there:
         there.execute("CREATE SCHEMA vinted; CREATE TABLE vinted.action_types (id integer PRIMARY KEY)")
         there.execute("INSERT INTO vinted.action_types SELECT generate_series(1, 100)")
         ok(yoyo(there, "apply"))
         sequence = (
             "CREATE SCHEMA template_tenant; CREATE SEQUENCE template_tenant.marketplace_job_stats_id_seq AS integer;"
         )
-        ok(psql(there, stdin=sequence + pg_dump(legacy, "--schema=user_2")))
+        ok(psql(there, stdin=sequence + pg_dump(toolkit, "--schema=user_2")))
         named = "user_2: was migrated elsewhere"
         assert named in psql(there, "-f", VERIFY).stderr
         ok(psql(there, "-f", UNEXACT))
         refused = psql(there, "-f", DOWNGRADE)
         assert "user_2: tenancy.undo does not say what user_2.marketplace_job_stats was" in refused.stderr
         (command,) = blocks("docs/runbook.md", "sh", "PGSERVICE=there")
-        assert bash(command, services(tmp_path / "services", here=legacy, there=there)) == "COPY 1\n"
+        assert bash(command, services(tmp_path / "services", here=toolkit, there=there)) == "COPY 1\n"
         ok(psql(there, "-f", DOWNGRADE))
         after = schema_dump(there, "user_2").replace("marketplace_job_stats_id_seq", "vinted_job_stats_id_seq")
         assert after == before["user_2"]
 
 
-def test_a_tenant_made_of_a_dump_of_the_template(legacy: Connection) -> None:
+def test_a_tenant_made_of_a_dump_of_the_template(migrated: Connection) -> None:
     """It looks migrated, and nothing is kept of it: named by the verification; the template's row mends it."""
-    ok(yoyo(legacy, "apply"))
-    dump = pg_dump(legacy, "--schema=template_tenant").replace("template_tenant", "user_dumped")
-    ok(psql(legacy, stdin=dump))
-    assert "user_dumped: was migrated elsewhere" in psql(legacy, "-f", VERIFY).stderr
-    legacy.execute(
+    dump = pg_dump(migrated, "--schema=template_tenant").replace("template_tenant", "user_dumped")
+    ok(psql(migrated, stdin=dump))
+    assert "user_dumped: was migrated elsewhere" in psql(migrated, "-f", VERIFY).stderr
+    migrated.execute(
         """
         INSERT INTO tenancy.undo SELECT 'user_dumped.marketplace_job_stats', migration, script, renames
         FROM tenancy.undo WHERE target = 'template_tenant.marketplace_job_stats'::regclass
         """
     )
-    legacy.execute("CALL job_stats.create_legacy_view('user_dumped.marketplace_job_stats')")
-    ok(psql(legacy, "-f", VERIFY))
-    rollback(legacy)
-    definition = schema_dump(legacy, "template_tenant").replace("template_tenant", "user_dumped")
-    assert schema_dump(legacy, "user_dumped") == definition
+    migrated.execute("CALL job_stats.create_legacy_view('user_dumped.marketplace_job_stats')")
+    ok(psql(migrated, "-f", VERIFY))
+    ok(psql(migrated, *DOWN))
+    definition = schema_dump(migrated, "template_tenant").replace("template_tenant", "user_dumped")
+    assert schema_dump(migrated, "user_dumped") == definition
 
 
-def test_a_restored_database(legacy: Connection, before: dict[str, str]) -> None:
+def test_a_restored_database(toolkit: Connection, before: dict[str, str]) -> None:
     """Dumped and restored as a whole, after a rename, it is rolled back as if nothing had happened."""
-    ok(yoyo(legacy, "apply"))
-    legacy.execute("ALTER SCHEMA user_2 RENAME TO user_2_acme")
-    with database(legacy, f"{legacy.info.dbname}_restored") as restored:
-        ok(psql(restored, stdin=pg_dump(legacy)))
+    toolkit.execute("ALTER SCHEMA user_2 RENAME TO user_2_acme")
+    with database(toolkit, f"{toolkit.info.dbname}_restored") as restored:
+        ok(psql(restored, stdin=pg_dump(toolkit)))
         restored.execute("ALTER SCHEMA user_2_acme RENAME TO user_2")
-        rollback(restored)
+        ok(psql(restored, *DOWN))
         as_before(restored, before)
 
 
@@ -184,24 +189,23 @@ def test_names_are_remembered_and_not_guessed(legacy: Connection) -> None:
     )
     before = schema_dump(legacy, "user_1")
     ok(yoyo(legacy, "apply"))
-    rollback(legacy)
+    ok(psql(legacy, *DOWN))
     assert schema_dump(legacy, "user_1") == before
 
 
-def test_a_sequence_in_use_is_renamed_later(legacy: Connection, before: dict[str, str]) -> None:
+def test_a_sequence_in_use_is_renamed_later(toolkit: Connection, before: dict[str, str]) -> None:
     """Drawn from by an open transaction, it is tried again at the end, then named; a rerun renames it."""
-    ok(yoyo(legacy, "apply"))
     sequence = "template_tenant.marketplace_job_stats_id_seq"
-    with connect(legacy, autocommit=False) as writer:
+    with connect(toolkit, autocommit=False) as writer:
         writer.execute(f"SELECT nextval('{sequence}')".encode())
-        rollback(legacy)
-        assert states(legacy)["template_tenant"] == "drifted"
-        refused = psql(legacy, "-f", VERIFY)
+        ok(psql(toolkit, *DOWN))
+        assert states(toolkit)["template_tenant"] == "drifted"
+        refused = psql(toolkit, "-f", VERIFY)
         assert "template_tenant: sequence marketplace_job_stats_id_seq is still to be renamed" in refused.stderr
         writer.rollback()
-    ok(psql(legacy, "-f", DOWNGRADE))
-    ok(psql(legacy, "-f", VERIFY))
-    as_before(legacy, before)
+    ok(psql(toolkit, "-f", DOWNGRADE))
+    ok(psql(toolkit, "-f", VERIFY))
+    as_before(toolkit, before)
 
 
 def test_a_sequence_that_is_free_at_the_end_of_the_run(legacy: Connection) -> None:
@@ -230,5 +234,5 @@ def test_names_of_not_null_that_an_upgraded_server_gave(legacy: Connection) -> N
     before = schema_dump(legacy, "user_1")
     ok(yoyo(legacy, "apply"))
     legacy.execute("UPDATE tenancy.undo SET renames = regexp_replace(renames, '[^\\n]*_not_null[^\\n]*', '', 'g')")
-    rollback(legacy)
+    ok(psql(legacy, *DOWN))
     assert schema_dump(legacy, "user_1") == before
