@@ -21,9 +21,9 @@ from tests.hostile import Migrator, lay_out, take_over
 from tests.tenants import Connection, ok
 
 
-def pytest_xdist_auto_num_workers() -> int | None:
-    """Workers have a server each; on a given one they would share its roles, so there are none."""
-    return 0 if os.environ.get("JOB_STATS_TEST_URL") else None
+def pytest_xdist_auto_num_workers() -> int:
+    """One more than there are cores, since some tests wait; none on a given server, whose roles they would share."""
+    return 0 if os.environ.get("JOB_STATS_TEST_URL") else 1 + (os.cpu_count() or 1)
 
 
 def pytest_make_parametrize_id(val: object, argname: str) -> str:

@@ -8,10 +8,12 @@ import pytest
 from psycopg import sql
 from psycopg.rows import dict_row
 
-from tests.deploy import connect, psql, schema_dump, yoyo
+from tests.deploy import connect, psql, schema_dump
 from tests.tenants import (
+    DOWN,
     DOWNGRADE,
     EXACT,
+    UP,
     UPGRADE,
     Connection,
     column,
@@ -103,21 +105,21 @@ def archives(conn: Connection) -> list[str]:
     return column(conn, query, "marketplace_job_stats_archive")
 
 
-def test_a_rollback_folds_each_day_into_one_row_and_archives_the_split(legacy: Connection) -> None:
+def test_a_rollback_folds_each_day_into_one_row_and_archives_the_split(toolkit: Connection) -> None:
     """Counts are summed, averages weighted by jobs, the id is Vinted's or else the oldest; others are untouched."""
-    names = tenants(legacy)
-    before = schema_dump(legacy, *names)
-    contents = {name: everything(legacy, name, "vinted_job_stats") for name in names}
-    ok(yoyo(legacy, "apply"))
-    ebay = count(legacy, "user_1", 1, "ebay", 10, 2000, total_jobs=12, failure_count=2)
-    vinted = count(legacy, "user_1", 1, "vinted", 30, 100)
-    etsy = count(legacy, "user_1", 1, "etsy", 5)  # not timed
-    only_etsy, only_ebay = count(legacy, "user_1", 2, "etsy", 1, 50), count(legacy, "user_1", 2, "ebay", 2, 51)
-    only_vinted = count(legacy, "user_1", 3, "vinted", 7, 70)
-    idle = count(legacy, "user_1", 4, "ebay", 0)
-    ok(yoyo(legacy, "rollback", "--revision", "0020"))
+    names = tenants(toolkit)
+    before = schema_dump(toolkit, *names)
+    contents = {name: everything(toolkit, name, "vinted_job_stats") for name in names}
+    ok(psql(toolkit, *UP))
+    ebay = count(toolkit, "user_1", 1, "ebay", 10, 2000, total_jobs=12, failure_count=2)
+    vinted = count(toolkit, "user_1", 1, "vinted", 30, 100)
+    etsy = count(toolkit, "user_1", 1, "etsy", 5)  # not timed
+    only_etsy, only_ebay = count(toolkit, "user_1", 2, "etsy", 1, 50), count(toolkit, "user_1", 2, "ebay", 2, 51)
+    only_vinted = count(toolkit, "user_1", 3, "vinted", 7, 70)
+    idle = count(toolkit, "user_1", 4, "ebay", 0)
+    ok(psql(toolkit, *DOWN))
 
-    assert folded(legacy, "user_1") == [
+    assert folded(toolkit, "user_1") == [
         (vinted, 1, 47, 45, 2, round((12 * 2000 + 30 * 100) / 42)),
         (only_etsy, 2, 3, 3, 0, 51),  # 50.67
         (only_vinted, 3, 7, 7, 0, 70),
@@ -126,7 +128,7 @@ def test_a_rollback_folds_each_day_into_one_row_and_archives_the_split(legacy: C
     archived = (
         "SELECT id, marketplace, total_jobs, avg_duration_ms, folded_id FROM user_1.marketplace_job_stats_archive"
     )
-    assert set(legacy.execute(archived.encode()).fetchall()) == {
+    assert set(toolkit.execute(archived.encode()).fetchall()) == {
         (ebay, "ebay", 12, 2000, vinted),
         (vinted, "vinted", 30, 100, vinted),
         (etsy, "etsy", 5, None, vinted),
@@ -134,44 +136,44 @@ def test_a_rollback_folds_each_day_into_one_row_and_archives_the_split(legacy: C
         (only_ebay, "ebay", 2, 51, only_etsy),
         (idle, "ebay", 0, None, idle),
     }
-    assert archives(legacy) == ["user_1"]
+    assert archives(toolkit) == ["user_1"]
 
-    legacy.execute("DROP TABLE user_1.marketplace_job_stats_archive")
-    legacy.execute("DELETE FROM user_1.vinted_job_stats WHERE date = %s", [DAY])
-    assert schema_dump(legacy, *names) == before
-    assert {name: everything(legacy, name, "vinted_job_stats") for name in names} == contents
+    toolkit.execute("DROP TABLE user_1.marketplace_job_stats_archive")
+    toolkit.execute("DELETE FROM user_1.vinted_job_stats WHERE date = %s", [DAY])
+    assert schema_dump(toolkit, *names) == before
+    assert {name: everything(toolkit, name, "vinted_job_stats") for name in names} == contents
 
 
-def test_up_down_and_up_again_is_the_same(legacy: Connection) -> None:
+def test_up_down_and_up_again_is_the_same(toolkit: Connection) -> None:
     """Rows of all marketplaces are the same to the last column, ids included: in every tenant, of whatever shape."""
-    legacy.execute(
+    toolkit.execute(
         """
         ALTER TABLE user_identity.vinted_job_stats ALTER id SET GENERATED ALWAYS;
         INSERT INTO user_foreign_keys.workers VALUES (1), (2);
         """
     )
-    ok(yoyo(legacy, "apply"))
-    names = [name for name in tenants(legacy) if name != "template_tenant"]
+    ok(psql(toolkit, *UP))
+    names = [name for name in tenants(toolkit) if name != "template_tenant"]
     for name in names:
         more: dict[str, Any] = {}
         if name == "user_extra_columns":
             more = {"note": "mine", "retries": 3}
         elif name == "user_foreign_keys":
             more = {"worker_id": 2}
-        count(legacy, name, 1, "ebay", 10, 2000, **more)
-        count(legacy, name, 1, "vinted", 3, None)
-        count(legacy, name, 1, "etsy", 0, 7)
-        count(legacy, name, 901, "etsy", 5, None)
-        count(legacy, name, 901, "ebay", 0, 50, created_at=DAY, **more)
-    before = {name: everything(legacy, name) for name in names}
-    status, dump = states(legacy), schema_dump(legacy, *names)
+        count(toolkit, name, 1, "ebay", 10, 2000, **more)
+        count(toolkit, name, 1, "vinted", 3, None)
+        count(toolkit, name, 1, "etsy", 0, 7)
+        count(toolkit, name, 901, "etsy", 5, None)
+        count(toolkit, name, 901, "ebay", 0, 50, created_at=DAY, **more)
+    before = {name: everything(toolkit, name) for name in names}
+    status, dump = states(toolkit), schema_dump(toolkit, *names)
     for _ in range(2):
-        downgrade(legacy)
-        assert archives(legacy) == sorted(names)
-        upgrade(legacy)
-        assert {name: everything(legacy, name) for name in names} == before
-        assert (archives(legacy), states(legacy)) == ([], status)
-        assert schema_dump(legacy, *names) == dump
+        downgrade(toolkit)
+        assert archives(toolkit) == sorted(names)
+        upgrade(toolkit)
+        assert {name: everything(toolkit, name) for name in names} == before
+        assert (archives(toolkit), states(toolkit)) == ([], status)
+        assert schema_dump(toolkit, *names) == dump
 
 
 def test_what_old_code_counts_meanwhile_is_vinteds(migrated: Connection) -> None:

@@ -8,7 +8,7 @@ import pytest
 from psycopg import sql
 
 from tests.deploy import connect, psql, schema_dump, yoyo
-from tests.tenants import DOWNGRADE, UPGRADE, Connection, clone, column, ok, rows, states, tenants
+from tests.tenants import DOWN, DOWNGRADE, UP, UPGRADE, Connection, clone, column, ok, rows, states, tenants
 
 DAY = datetime.date(2026, 1, 1)  # long before the rows of `dev/legacy.sql`
 
@@ -32,22 +32,22 @@ def add_other_marketplaces(conn: Connection, schema: str, action_type_id: int = 
     run(conn, insert, schema, action_type_id, DAY, action_type_id, DAY)
 
 
-def test_old_code_sees_what_it_saw(legacy: Connection) -> None:
+def test_old_code_sees_what_it_saw(toolkit: Connection) -> None:
     """In every tenant SELECT * gives the same columns, types and rows in the same order; other marketplaces' never."""
 
     def seen() -> dict[str, object]:
-        cursors = {name: run(legacy, "SELECT * FROM {}.vinted_job_stats ORDER BY id", name) for name in names}
+        cursors = {name: run(toolkit, "SELECT * FROM {}.vinted_job_stats ORDER BY id", name) for name in names}
         return {
             name: ([(c.name, c.type_code, c.type_display) for c in cursor.description or []], cursor.fetchall())
             for name, cursor in cursors.items()
         }
 
-    names = with_view(legacy)
+    names = with_view(toolkit)
     before = seen()
-    ok(yoyo(legacy, "apply"))
+    ok(psql(toolkit, *UP))
     assert seen() == before
     for name in names:
-        add_other_marketplaces(legacy, name)
+        add_other_marketplaces(toolkit, name)
     assert seen() == before
 
 
@@ -88,7 +88,7 @@ def test_defaults_and_generated_columns_work_through_the_view(migrated: Connecti
         run(migrated, "UPDATE {}.vinted_job_stats SET success_count = -1", "user_trigger")
 
 
-def test_prepared_statements_survive_the_upgrade_and_the_rollback(legacy: Connection) -> None:
+def test_prepared_statements_survive_the_upgrade_and_the_rollback(toolkit: Connection) -> None:
     """Statements that a live connection has prepared go on, up and down, without being prepared again."""
     statements = {
         "insert (date)": "INSERT INTO {0}.vinted_job_stats (action_type_id, date) VALUES (1, $1) RETURNING *",
@@ -96,7 +96,7 @@ def test_prepared_statements_survive_the_upgrade_and_the_rollback(legacy: Connec
         "select_all (date)": "SELECT * FROM {0}.vinted_job_stats WHERE date = $1",
         "delete (date)": "DELETE FROM {0}.vinted_job_stats WHERE date = $1",
     }
-    with connect(legacy, prepare_threshold=None) as old_code:
+    with connect(toolkit, prepare_threshold=None) as old_code:
         for name in ["user_1", "user_extra_columns"]:
             for prepared, statement in statements.items():
                 run(old_code, f"PREPARE {name}_{prepared} AS {statement}", name)
@@ -111,13 +111,13 @@ def test_prepared_statements_survive_the_upgrade_and_the_rollback(legacy: Connec
 
         for _ in range(6):  # from the sixth time on, the plan is a generic one that is kept
             work()
-        ok(yoyo(legacy, "apply"))
+        ok(psql(toolkit, *UP))
         for name in ["user_1", "user_extra_columns"]:
-            add_other_marketplaces(legacy, name)
+            add_other_marketplaces(toolkit, name)
         work()
-        run(legacy, "DELETE FROM {}.marketplace_job_stats WHERE date = %s", "user_1", DAY)
-        run(legacy, "DELETE FROM {}.marketplace_job_stats WHERE date = %s", "user_extra_columns", DAY)
-        ok(yoyo(legacy, "rollback", "--revision", "0020"))
+        run(toolkit, "DELETE FROM {}.marketplace_job_stats WHERE date = %s", "user_1", DAY)
+        run(toolkit, "DELETE FROM {}.marketplace_job_stats WHERE date = %s", "user_extra_columns", DAY)
+        ok(psql(toolkit, *DOWN))
         work()
 
 
@@ -159,12 +159,12 @@ def attempts(conn: Connection) -> Iterator[tuple[tuple[str, str, str], object]]:
                     someone.rollback()
 
 
-def test_every_role_may_do_what_it_might(legacy: Connection) -> None:
+def test_every_role_may_do_what_it_might(toolkit: Connection) -> None:
     """Owner, grants on the table or on some columns of it, row-level security: all the same through the view."""
     for role in ["legacy_columns", "legacy_writer"]:
-        if not column(legacy, "SELECT FROM pg_roles WHERE rolname = %s", role):
-            legacy.execute(f"CREATE ROLE {role}")
-    legacy.execute(
+        if not column(toolkit, "SELECT FROM pg_roles WHERE rolname = %s", role):
+            toolkit.execute(f"CREATE ROLE {role}")
+    toolkit.execute(
         """
         GRANT USAGE ON SCHEMA template_tenant, user_1, user_2, user_3, user_owner
         TO legacy_columns, legacy_writer, legacy_owner, legacy_reader;
@@ -176,27 +176,27 @@ def test_every_role_may_do_what_it_might(legacy: Connection) -> None:
         GRANT SELECT ON user_1.vinted_job_stats TO PUBLIC;
         """
     )
-    before = dict(attempts(legacy))
+    before = dict(attempts(toolkit))
     everybody = {(role, schema) for role, schemas in ROLES.items() for schema in schemas}
     assert {key[:2] for key, outcome in before.items() if outcome != REFUSED} == everybody
     assert {key[:2] for key, outcome in before.items() if outcome == REFUSED} == everybody - {
         ("legacy_owner", "user_owner")
     }
     last_month = before["legacy_reader", "user_row_security", ATTEMPTS[0]]
-    assert last_month != legacy.execute("SELECT count(*) FROM user_row_security.vinted_job_stats").fetchall()
+    assert last_month != toolkit.execute("SELECT count(*) FROM user_row_security.vinted_job_stats").fetchall()
 
-    ok(yoyo(legacy, "apply"))
+    ok(psql(toolkit, *UP))
     for schema in {schema for schemas in ROLES.values() for schema in schemas}:
-        add_other_marketplaces(legacy, schema)
-    assert dict(attempts(legacy)) == before
+        add_other_marketplaces(toolkit, schema)
+    assert dict(attempts(toolkit)) == before
 
 
-def test_the_view_has_the_owner_and_the_grants_of_the_table(legacy: Connection) -> None:
+def test_the_view_has_the_owner_and_the_grants_of_the_table(toolkit: Connection) -> None:
     """In every tenant, to the letter: whom, what, on which column, and whether they may pass it on."""
-    legacy.execute("GRANT UPDATE, DELETE ON user_1.vinted_job_stats TO legacy_reader WITH GRANT OPTION")
-    legacy.execute("GRANT SELECT (id, date) ON user_2.vinted_job_stats TO legacy_owner WITH GRANT OPTION")
-    legacy.execute("GRANT SELECT, UPDATE (total_jobs) ON user_2.vinted_job_stats TO PUBLIC")
-    ok(yoyo(legacy, "apply"))
+    toolkit.execute("GRANT UPDATE, DELETE ON user_1.vinted_job_stats TO legacy_reader WITH GRANT OPTION")
+    toolkit.execute("GRANT SELECT (id, date) ON user_2.vinted_job_stats TO legacy_owner WITH GRANT OPTION")
+    toolkit.execute("GRANT SELECT, UPDATE (total_jobs) ON user_2.vinted_job_stats TO PUBLIC")
+    ok(psql(toolkit, *UP))
     query = """
         SELECT n.nspname, relowner::regrole::text, attname, p.grantee::regrole::text, p.privilege_type, p.is_grantable
         FROM pg_class AS c
@@ -210,9 +210,9 @@ def test_the_view_has_the_owner_and_the_grants_of_the_table(legacy: Connection) 
         WHERE relname = %s AND nspname = ANY (%s)
         ORDER BY 1, 3, 4, 5
     """
-    of_views = legacy.execute(query, ["vinted_job_stats", with_view(legacy)]).fetchall()
-    assert of_views == legacy.execute(query, ["marketplace_job_stats", with_view(legacy)]).fetchall()
-    assert {row[0] for row in of_views} == set(with_view(legacy))
+    of_views = toolkit.execute(query, ["vinted_job_stats", with_view(toolkit)]).fetchall()
+    assert of_views == toolkit.execute(query, ["marketplace_job_stats", with_view(toolkit)]).fetchall()
+    assert {row[0] for row in of_views} == set(with_view(toolkit))
     assert {
         ("user_1", "", "legacy_reader", "DELETE", True),
         ("user_2", "date", "legacy_owner", "SELECT", True),

@@ -8,7 +8,9 @@ from psycopg import sql
 
 from tests.deploy import connect, psql, schema_dump, yoyo
 from tests.tenants import (
+    DOWN,
     DOWNGRADE,
+    UP,
     UPGRADE,
     Connection,
     clone,
@@ -48,24 +50,24 @@ def test_rollback_restores_every_definition_and_row(legacy: Connection) -> None:
     assert column(legacy, "SELECT count(*) FROM pg_namespace WHERE nspname = 'job_stats'") == [0]
 
 
-def test_every_row_is_kept_and_is_vinted(legacy: Connection) -> None:
+def test_every_row_is_kept_and_is_vinted(toolkit: Connection) -> None:
     """After the upgrade every tenant has the rows it had, ids and all, each with marketplace 'vinted'."""
-    contents = {schema: rows(legacy, schema, "vinted_job_stats") for schema in tenants(legacy)}
-    ok(yoyo(legacy, "apply"))
-    assert {schema: rows(legacy, schema, "marketplace_job_stats") for schema in tenants(legacy)} == contents
+    contents = {schema: rows(toolkit, schema, "vinted_job_stats") for schema in tenants(toolkit)}
+    ok(psql(toolkit, *UP))
+    assert {schema: rows(toolkit, schema, "marketplace_job_stats") for schema in tenants(toolkit)} == contents
     for schema in contents:
         query = sql.SQL("SELECT count(*) FROM {} WHERE marketplace <> 'vinted'")
-        count = legacy.execute(query.format(sql.Identifier(schema, "marketplace_job_stats"))).fetchone()
+        count = toolkit.execute(query.format(sql.Identifier(schema, "marketplace_job_stats"))).fetchone()
         assert count == (0,)
 
 
-def test_neighbours_are_not_touched(legacy: Connection) -> None:
+def test_neighbours_are_not_touched(toolkit: Connection) -> None:
     """Schemas that only look like tenants, or have no such table, are the same after the upgrade."""
-    before = definitions(legacy, NEIGHBOURS)
-    ok(yoyo(legacy, "apply"))
-    assert definitions(legacy, NEIGHBOURS) == before
-    assert states(legacy)["user_without_table"] == "missing"
-    assert not {"users", "userland", "other_app", "vinted"} & states(legacy).keys()
+    before = definitions(toolkit, NEIGHBOURS)
+    ok(psql(toolkit, *UP))
+    assert definitions(toolkit, NEIGHBOURS) == before
+    assert states(toolkit)["user_without_table"] == "missing"
+    assert not {"users", "userland", "other_app", "vinted"} & states(toolkit).keys()
 
 
 def test_marketplaces_live_side_by_side(migrated: Connection) -> None:
@@ -136,16 +138,16 @@ def test_owner_and_grants_stay(migrated: Connection) -> None:
     assert column(migrated, "SELECT count(*) > 0 FROM user_row_security.marketplace_job_stats") == [True]
 
 
-def test_a_clone_of_the_migrated_template_rolls_back_to_a_legacy_clone(legacy: Connection) -> None:
+def test_a_clone_of_the_migrated_template_rolls_back_to_a_legacy_clone(toolkit: Connection) -> None:
     """A tenant born after the upgrade is, after the rollback, what a clone of the legacy template is."""
-    as_born_legacy = schema_dump(legacy, "user_1").replace("user_1", "user_new")
-    ok(yoyo(legacy, "apply"))
-    legacy.execute("CALL job_stats.add_tenant('user_new')")
-    assert states(legacy)["user_new"] == "migrated"
-    legacy.execute("INSERT INTO user_new.marketplace_job_stats (action_type_id, date) VALUES (1, '2026-01-01')")
-    ok(yoyo(legacy, "rollback", "--revision", "0020"))
-    assert schema_dump(legacy, "user_new") == as_born_legacy
-    assert len(rows(legacy, "user_new", "vinted_job_stats")) == 1
+    as_born_legacy = schema_dump(toolkit, "user_1").replace("user_1", "user_new")
+    ok(psql(toolkit, *UP))
+    toolkit.execute("CALL job_stats.add_tenant('user_new')")
+    assert states(toolkit)["user_new"] == "migrated"
+    toolkit.execute("INSERT INTO user_new.marketplace_job_stats (action_type_id, date) VALUES (1, '2026-01-01')")
+    ok(psql(toolkit, *DOWN))
+    assert schema_dump(toolkit, "user_new") == as_born_legacy
+    assert len(rows(toolkit, "user_new", "vinted_job_stats")) == 1
 
 
 def test_a_tenant_upgraded_by_hand_is_left_alone(legacy: Connection) -> None:
@@ -377,14 +379,14 @@ def test_inheritance_children_are_migrated(legacy: Connection) -> None:
     assert schema_dump(legacy, "user_1") == before
 
 
-def test_the_replica_identity_moves_to_the_new_key_and_back(legacy: Connection) -> None:
+def test_the_replica_identity_moves_to_the_new_key_and_back(toolkit: Connection) -> None:
     """A tenant whose old key is its replica identity is never without one, so that its updates are replicated."""
-    legacy.execute(
+    toolkit.execute(
         "ALTER TABLE user_1.vinted_job_stats REPLICA IDENTITY USING INDEX vinted_job_stats_action_type_id_date_key"
     )
-    before = schema_dump(legacy, "user_1")
-    ok(yoyo(legacy, "apply"))
+    before = schema_dump(toolkit, "user_1")
+    ok(psql(toolkit, *UP))
     identity = "SELECT relname FROM pg_class JOIN pg_index ON oid = indexrelid WHERE indisreplident"
-    assert column(legacy, identity) == ["uq_marketplace_job_stats_action_marketplace_date"]
-    ok(yoyo(legacy, "rollback", "--revision", "0020"))
-    assert schema_dump(legacy, "user_1") == before
+    assert column(toolkit, identity) == ["uq_marketplace_job_stats_action_marketplace_date"]
+    ok(psql(toolkit, *DOWN))
+    assert schema_dump(toolkit, "user_1") == before

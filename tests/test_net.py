@@ -74,7 +74,13 @@ def test_a_planted_unsafe_name_is_caught(netted: Connection) -> None:
     assert "user_owner: caught in the net" in refused.stderr
 
 
-@pytest.mark.parametrize("options", ["", PATH], ids=["in the tenant's schema", "in the caller's path"])
+@pytest.mark.parametrize(
+    "options",
+    [
+        pytest.param("", id="in the tenant's schema", marks=pytest.mark.slow),
+        pytest.param(PATH, id="in the caller's path"),
+    ],
+)
 def test_the_whole_life(netted: Connection, options: str) -> None:
     """Rehearsal, apply, verification, status, fold, rollback, contract and back call nothing that is in the net."""
 

@@ -7,7 +7,7 @@ import pytest
 
 from stats_lib import get_stats, update_job_stats
 from tests.deploy import bash, libpq_env, psql, schema_dump, yoyo
-from tests.tenants import UPGRADE, VERIFY, Connection, clone, column, definitions, ok, states
+from tests.tenants import DOWN, UP, UPGRADE, VERIFY, Connection, clone, column, definitions, ok, states
 from tests.test_docs import blocks
 
 LEGACY = "user_1.vinted_job_stats"
@@ -56,22 +56,21 @@ REFUSED = {
 
 
 @pytest.mark.parametrize(("change", "reason"), REFUSED.values(), ids=REFUSED)
-def test_a_misfit_is_refused_before_it_is_touched(legacy: Connection, change: str, reason: str) -> None:
+def test_a_misfit_is_refused_before_it_is_touched(toolkit: Connection, change: str, reason: str) -> None:
     """The preflight, the rehearsal and the upgrade say the same of it; it is as it was, and the others are done."""
-    legacy.execute(change.encode())
-    before = definitions(legacy, ["user_1"])
-    yoyo(legacy, "apply", "--revision", "0019")  # of both tables, its verification complains already
-    found = column(legacy, "SELECT finding FROM job_stats.preflight WHERE schema_name = 'user_1' AND kind = 'refused'")
+    toolkit.execute(change.encode())
+    before = definitions(toolkit, ["user_1"])
+    found = column(toolkit, "SELECT finding FROM job_stats.preflight WHERE schema_name = 'user_1' AND kind = 'refused'")
     assert any(reason in finding for finding in found)
-    rehearsed = psql(legacy, "-c", "SET tenancy.dry_run = on", "-f", UPGRADE)
-    upgraded = yoyo(legacy, "apply")
+    rehearsed = psql(toolkit, "-c", "SET tenancy.dry_run = on", "-f", UPGRADE)
+    upgraded = psql(toolkit, *UP)
     for result in [rehearsed, upgraded]:
         assert result.returncode != 0
         assert "user_1: " in result.stderr
         assert reason in result.stderr
         assert "1 FAILED" in result.stderr
-    assert definitions(legacy, ["user_1"]) == before
-    assert states(legacy)["user_2"] == "migrated"
+    assert definitions(toolkit, ["user_1"]) == before
+    assert states(toolkit)["user_2"] == "migrated"
 
 
 def count_everywhere(conn: Connection) -> None:
@@ -111,22 +110,21 @@ STOPS = {
 
 
 @pytest.mark.parametrize(("change", "reason"), STOPS.values(), ids=STOPS)
-def test_what_stops_stats_lib_is_said_before_and_after(legacy: Connection, change: str, reason: str) -> None:
+def test_what_stops_stats_lib_is_said_before_and_after(toolkit: Connection, change: str, reason: str) -> None:
     """It is in the preflight; after the upgrade it is a problem, as eBay's jobs show; mended, the tenant is sound."""
-    legacy.execute(change.encode())
-    ok(yoyo(legacy, "apply", "--revision", "0019"))
+    toolkit.execute(change.encode())
     found = "SELECT finding FROM job_stats.preflight WHERE schema_name = 'user_1' AND kind = 'stops stats_lib'"
-    assert [finding.replace("vinted", "x") for finding in column(legacy, found)] == [reason.replace("vinted", "x")]
-    applied = yoyo(legacy, "apply")
+    assert [finding.replace("vinted", "x") for finding in column(toolkit, found)] == [reason.replace("vinted", "x")]
+    applied = psql(toolkit, *UP)
     assert applied.returncode != 0
     assert f"user_1: {reason}" in applied.stderr
     with pytest.raises(psycopg.Error):
-        count_everywhere(legacy)
+        count_everywhere(toolkit)
 
 
-def test_what_works_is_accepted(legacy: Connection) -> None:
+def test_what_works_is_accepted(toolkit: Connection) -> None:
     """Wider integers, keys that the id is part of, and keys of the tenant's own that tell marketplaces apart."""
-    legacy.execute(
+    toolkit.execute(
         f"""
         ALTER TABLE {LEGACY} ALTER id TYPE bigint, ALTER total_jobs TYPE bigint, ALTER success_count TYPE bigint,
             ALTER avg_duration_ms TYPE bigint;
@@ -134,13 +132,13 @@ def test_what_works_is_accepted(legacy: Connection) -> None:
         CREATE UNIQUE INDEX two ON {LEGACY} ((id + 1))
         """.encode()
     )
-    before = schema_dump(legacy, "user_1")
-    ok(yoyo(legacy, "apply"))
-    update_job_stats(legacy, schema="user_1", action_type_id=77, marketplace="ebay", success=True)
-    assert [row.total_jobs for row in get_stats(legacy, schema="user_1", marketplace="ebay")] == [1]
-    legacy.execute(f"DELETE FROM {STATS} WHERE marketplace = 'ebay'".encode())
-    ok(yoyo(legacy, "rollback", "--revision", "0020"))
-    assert schema_dump(legacy, "user_1") == before
+    before = schema_dump(toolkit, "user_1")
+    ok(psql(toolkit, *UP))
+    update_job_stats(toolkit, schema="user_1", action_type_id=77, marketplace="ebay", success=True)
+    assert [row.total_jobs for row in get_stats(toolkit, schema="user_1", marketplace="ebay")] == [1]
+    toolkit.execute(f"DELETE FROM {STATS} WHERE marketplace = 'ebay'".encode())
+    ok(psql(toolkit, *DOWN))
+    assert schema_dump(toolkit, "user_1") == before
 
 
 DIFFERS = """
@@ -155,20 +153,19 @@ DIFFERS = """
 """
 
 
-def test_what_will_work_differently_is_said_before(legacy: Connection) -> None:
+def test_what_will_work_differently_is_said_before(toolkit: Connection) -> None:
     """Triggers, functions and views that know the table's rows, and publications: a row each, by tenant."""
-    legacy.execute(DIFFERS)
-    ok(yoyo(legacy, "apply", "--revision", "0019"))
+    toolkit.execute(DIFFERS)
     query = "SELECT finding FROM job_stats.preflight WHERE schema_name = 'user_1' AND kind = 'differs' ORDER BY 1"
-    assert column(legacy, query) == [
+    assert column(toolkit, query) == [
         "function user_1.today() takes or returns rows of it: these will have more columns",
         "publication daily will publish the new name, and its column list lacks marketplace: docs/replication.md",
         "trigger keep will see the new name, and columns that come after the old ones",
         "view user_1.report will follow the table to its new name, and show every marketplace",
     ]
-    legacy.execute("ANALYZE; UPDATE pg_class SET reltuples = 1500000 WHERE oid = 'user_2.vinted_job_stats'::regclass")
+    toolkit.execute("ANALYZE; UPDATE pg_class SET reltuples = 1500000 WHERE oid = 'user_2.vinted_job_stats'::regclass")
     slow = "SELECT finding FROM job_stats.preflight WHERE kind = 'slow'"
-    assert column(legacy, slow) == ["some 1500000 rows: it will be locked for some 4 s"]
+    assert column(toolkit, slow) == ["some 1500000 rows: it will be locked for some 4 s"]
 
 
 def test_what_stands_in_the_way_of_all_is_said_before(toolkit: Connection) -> None:
@@ -182,9 +179,9 @@ def test_what_stands_in_the_way_of_all_is_said_before(toolkit: Connection) -> No
     assert [finding.split()[0] for _, finding in said] == ["everybody", "idle_session_timeout", "publication"]
 
 
-def test_a_trigger_that_reads_the_view(legacy: Connection) -> None:
+def test_a_trigger_that_reads_the_view(toolkit: Connection) -> None:
     """A total that is kept by reading vinted_job_stats is kept through fold and unfold: the view is there meanwhile."""
-    legacy.execute(
+    toolkit.execute(
         """
         CREATE TABLE user_1.total (jobs bigint);
         INSERT INTO user_1.total VALUES (0);
@@ -198,12 +195,12 @@ def test_a_trigger_that_reads_the_view(legacy: Connection) -> None:
             FOR EACH STATEMENT EXECUTE FUNCTION user_1.keep_total()
         """
     )
-    ok(yoyo(legacy, "apply"))
-    update_job_stats(legacy, schema="user_1", action_type_id=1, marketplace="ebay", success=True)
-    ok(yoyo(legacy, "rollback", "--revision", "0020"))
-    ok(yoyo(legacy, "apply"))
+    ok(psql(toolkit, *UP))
+    update_job_stats(toolkit, schema="user_1", action_type_id=1, marketplace="ebay", success=True)
+    ok(psql(toolkit, *DOWN))
+    ok(psql(toolkit, *UP))
     vinted = f"SELECT sum(total_jobs) FROM {STATS} WHERE marketplace = 'vinted'"
-    assert column(legacy, "SELECT jobs FROM user_1.total") == column(legacy, vinted)
+    assert column(toolkit, "SELECT jobs FROM user_1.total") == column(toolkit, vinted)
 
 
 def test_a_foreign_key_to_vinted_that_was_kept_is_named(migrated: Connection) -> None:

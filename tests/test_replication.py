@@ -219,6 +219,7 @@ def test_a_publication_of_tables(pair: Pair) -> None:
     assert set(before) < set(column(pair.publisher, EBAY))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("publication", ["FOR ALL TABLES", "FOR TABLES IN SCHEMA"])
 def test_a_publication_of_schemas(pair: Pair, publication: str) -> None:
     """A publication of the same tables takes its place without a gap; then all is as with one from the start."""
@@ -302,7 +303,7 @@ def test_writers_that_cannot_stop(pair: Pair) -> None:
         assert any('"ebay"' in row for row in rows) == (file == UPGRADE)
 
 
-@pytest.mark.parametrize("publisher", ["legacy", "upgraded"])
+@pytest.mark.parametrize("publisher", ["legacy", pytest.param("upgraded", marks=pytest.mark.slow)])
 def test_the_subscriber_was_upgraded_first(pair: Pair, publisher: str) -> None:
     """It fails, even when the publisher follows; rolled back, drained and upgraded again, it is equal."""
     subscribe(pair, all_tables(pair))

@@ -11,7 +11,7 @@ from psycopg import sql
 from dev.server import throwaway_server
 from tests.deploy import connect, psql, yoyo
 from tests.faults import kill_yoyo, stopped
-from tests.tenants import DOWNGRADE, UPGRADE, Connection, column, ok, running, states, wait_until
+from tests.tenants import DOWN, DOWNGRADE, UP, UPGRADE, Connection, column, ok, running, states, wait_until
 from tests.test_docs import blocks
 
 SEEN = """
@@ -75,24 +75,24 @@ def test_what_undoes_is_gone_once_it_has_run(migrated: Connection) -> None:
     assert column(migrated, "SELECT count(*) FROM tenancy.undo") == [0]
 
 
-def test_a_transaction_timeout(legacy: Connection) -> None:
+def test_a_transaction_timeout(toolkit: Connection) -> None:
     """It does not end a run, whose transactions may be longer (PostgreSQL 17 and newer have it)."""
-    if legacy.info.server_version < 170000:
+    if toolkit.info.server_version < 170000:
         pytest.skip("this PostgreSQL has no transaction_timeout")
-    alter_database(legacy, "transaction_timeout = '200ms'")
+    alter_database(toolkit, "transaction_timeout = '200ms'")
     slow = """
         CREATE FUNCTION public.wait() RETURNS event_trigger LANGUAGE plpgsql AS
             'BEGIN PERFORM pg_catalog.pg_sleep(0.03); END';
         CREATE EVENT TRIGGER wait ON ddl_command_end WHEN TAG IN ('ALTER TABLE') EXECUTE FUNCTION public.wait()
     """
-    with connect(legacy) as conn:
+    with connect(toolkit) as conn:
         conn.execute("SET transaction_timeout = 0")
         conn.execute(slow.encode())
-    ok(yoyo(legacy, "apply"))
-    with connect(legacy) as conn:
+    ok(psql(toolkit, *UP))
+    with connect(toolkit) as conn:
         longest = "SELECT max(milliseconds) > 200 FROM tenancy.journal"
         assert column(conn, longest) == [True]
-    ok(yoyo(legacy, "rollback", "--revision", "0020"))
+    ok(psql(toolkit, *DOWN))
 
 
 def test_a_statement_timeout_that_was_not_lifted(toolkit: Connection) -> None:

@@ -147,50 +147,50 @@ def test_a_restored_database(toolkit: Connection, before: dict[str, str]) -> Non
     ["datestyle=SQL,DMY", "intervalstyle=sql_standard", "quote_all_identifiers=on", "standard_conforming_strings=off"],
 )
 @pytest.mark.parametrize("at", ["up", "down"])
-def test_settings_change_no_definition(legacy: Connection, options: str, at: str) -> None:
+def test_settings_change_no_definition(toolkit: Connection, options: str, at: str) -> None:
     """A partial key with a date, an interval and a backslash in it comes back the same, whatever the settings say."""
-    legacy.execute(
+    toolkit.execute(
         r"""
         ALTER TABLE user_1.vinted_job_stats ADD COLUMN note text DEFAULT '';
         CREATE UNIQUE INDEX partly ON user_1.vinted_job_stats (action_type_id, date)
         WHERE date >= '2026-02-01' AND note <> 'a\b' AND date + '1 day 02:00'::interval > '2026-02-03 04:05'::timestamp
         """
     )
-    before = schema_dump(legacy, "user_1")
+    before = schema_dump(toolkit, "user_1")
     setting = {"PGOPTIONS": f"-c {options}"}
-    ok(yoyo(legacy, "apply", env=setting if at == "up" else {}))
-    ok(yoyo(legacy, "rollback", "--revision", "0020", env=setting if at == "down" else {}))
-    assert schema_dump(legacy, "user_1") == before
+    ok(psql(toolkit, *UP, env=setting if at == "up" else {}))
+    ok(psql(toolkit, *DOWN, env=setting if at == "down" else {}))
+    assert schema_dump(toolkit, "user_1") == before
 
 
-def test_tablespaces(legacy: Connection) -> None:
+def test_tablespaces(toolkit: Connection) -> None:
     """A key in a tablespace comes back there, and others not, whatever default_tablespace is at the rollback."""
-    legacy.execute("SET allow_in_place_tablespaces = on")
+    toolkit.execute("SET allow_in_place_tablespaces = on")
     for name in ["legacy_fast", "legacy_slow"]:
-        if not column(legacy, "SELECT FROM pg_tablespace WHERE spcname = %s", name):
-            legacy.execute(f"CREATE TABLESPACE {name} LOCATION ''".encode())
-    legacy.execute("ALTER INDEX user_1.vinted_job_stats_action_type_id_date_key SET TABLESPACE legacy_fast")
-    before = {schema: schema_dump(legacy, schema) for schema in ["user_1", "user_2"]}
-    ok(yoyo(legacy, "apply"))
+        if not column(toolkit, "SELECT FROM pg_tablespace WHERE spcname = %s", name):
+            toolkit.execute(f"CREATE TABLESPACE {name} LOCATION ''".encode())
+    toolkit.execute("ALTER INDEX user_1.vinted_job_stats_action_type_id_date_key SET TABLESPACE legacy_fast")
+    before = {schema: schema_dump(toolkit, schema) for schema in ["user_1", "user_2"]}
+    ok(psql(toolkit, *UP))
     env = {"PGOPTIONS": "-c default_tablespace=legacy_slow"}
-    ok(yoyo(legacy, "rollback", "--revision", "0020", env=env))
-    as_before(legacy, before)
-    legacy.execute("ALTER INDEX user_1.vinted_job_stats_action_type_id_date_key SET TABLESPACE pg_default")
+    ok(psql(toolkit, *DOWN, env=env))
+    as_before(toolkit, before)
+    toolkit.execute("ALTER INDEX user_1.vinted_job_stats_action_type_id_date_key SET TABLESPACE pg_default")
 
 
-def test_names_are_remembered_and_not_guessed(legacy: Connection) -> None:
+def test_names_are_remembered_and_not_guessed(toolkit: Connection) -> None:
     """What was called after the new table before there was one keeps its name, and options stand as written."""
-    legacy.execute(
+    toolkit.execute(
         """
         CREATE INDEX marketplace_job_stats_mine ON user_1.vinted_job_stats (total_jobs);
         CREATE INDEX vinted_job_stats_and_marketplace_job_stats ON user_1.vinted_job_stats (failure_count);
         ALTER INDEX user_1.vinted_job_stats_action_type_id_date_key SET (fillfactor = '0x46');
         """
     )
-    before = schema_dump(legacy, "user_1")
-    ok(yoyo(legacy, "apply"))
-    ok(psql(legacy, *DOWN))
-    assert schema_dump(legacy, "user_1") == before
+    before = schema_dump(toolkit, "user_1")
+    ok(psql(toolkit, *UP))
+    ok(psql(toolkit, *DOWN))
+    assert schema_dump(toolkit, "user_1") == before
 
 
 def test_a_sequence_in_use_is_renamed_later(toolkit: Connection, before: dict[str, str]) -> None:
@@ -208,31 +208,30 @@ def test_a_sequence_in_use_is_renamed_later(toolkit: Connection, before: dict[st
     as_before(toolkit, before)
 
 
-def test_a_sequence_that_is_free_at_the_end_of_the_run(legacy: Connection) -> None:
+def test_a_sequence_that_is_free_at_the_end_of_the_run(toolkit: Connection) -> None:
     """The template's turn comes first, and by the end of the run the sequence may be free."""
     with (
-        connect(legacy, autocommit=False) as writer,
-        connect(legacy, autocommit=False) as reader,
+        connect(toolkit, autocommit=False) as writer,
+        connect(toolkit, autocommit=False) as reader,
     ):
         writer.execute("SELECT nextval('template_tenant.vinted_job_stats_id_seq')")
         reader.execute("SELECT FROM user_1.vinted_job_stats")
-        ok(yoyo(legacy, "apply", "--revision", "0019"))
-        with running(psql, legacy, "-f", UPGRADE) as results:
-            while not column(legacy, "SELECT count(*) > 0 FROM tenancy.journal WHERE schema_name = 'user_1'")[0]:
-                legacy.execute("SELECT pg_sleep(0.01)")
+        with running(psql, toolkit, "-f", UPGRADE) as results:
+            while not column(toolkit, "SELECT count(*) > 0 FROM tenancy.journal WHERE schema_name = 'user_1'")[0]:
+                toolkit.execute("SELECT pg_sleep(0.01)")
             writer.rollback()
             reader.rollback()
         ok(results[0])
-    assert column(legacy, "SELECT to_regclass('template_tenant.marketplace_job_stats_id_seq') IS NOT NULL") == [True]
-    assert column(legacy, "SELECT count(*) FROM tenancy.renames_left") == [0]
+    assert column(toolkit, "SELECT to_regclass('template_tenant.marketplace_job_stats_id_seq') IS NOT NULL") == [True]
+    assert column(toolkit, "SELECT count(*) FROM tenancy.renames_left") == [0]
 
 
-def test_names_of_not_null_that_an_upgraded_server_gave(legacy: Connection) -> None:
+def test_names_of_not_null_that_an_upgraded_server_gave(toolkit: Connection) -> None:
     """PostgreSQL 18 names them after the table, also where pg_upgrade meets a migrated one: they go back with it."""
-    if legacy.info.server_version < 180000:
+    if toolkit.info.server_version < 180000:
         pytest.skip("in this PostgreSQL, NOT NULL has no name")
-    before = schema_dump(legacy, "user_1")
-    ok(yoyo(legacy, "apply"))
-    legacy.execute("UPDATE tenancy.undo SET renames = regexp_replace(renames, '[^\\n]*_not_null[^\\n]*', '', 'g')")
-    ok(psql(legacy, *DOWN))
-    assert schema_dump(legacy, "user_1") == before
+    before = schema_dump(toolkit, "user_1")
+    ok(psql(toolkit, *UP))
+    toolkit.execute("UPDATE tenancy.undo SET renames = regexp_replace(renames, '[^\\n]*_not_null[^\\n]*', '', 'g')")
+    ok(psql(toolkit, *DOWN))
+    assert schema_dump(toolkit, "user_1") == before

@@ -5,7 +5,7 @@ import re
 import pytest
 
 from tests.deploy import connect, psql, yoyo
-from tests.tenants import EXACT, UPGRADE, VERIFY, Connection, clone, clones, column, ok, running, states, wait_until
+from tests.tenants import EXACT, UP, UPGRADE, VERIFY, Connection, clone, clones, column, ok, running, states, wait_until
 
 DRIFTS = {
     "DROP VIEW user_1.vinted_job_stats": "no view vinted_job_stats",
@@ -101,12 +101,12 @@ def test_extra_columns_and_indexes_are_no_drift(migrated: Connection) -> None:
 
 
 @pytest.mark.parametrize("extra", [24, 25, 100])
-def test_wide_tenants_are_no_drift(legacy: Connection, extra: int) -> None:
+def test_wide_tenants_are_no_drift(toolkit: Connection, extra: int) -> None:
     """The new column may come after any number of others: pg_class, whose names stand in for them, has 33 or more."""
     more = ", ".join(f"ADD COLUMN extra_{number} text" for number in range(extra))
-    legacy.execute(f"ALTER TABLE user_1.vinted_job_stats {more}".encode())
-    ok(yoyo(legacy, "apply"))
-    assert states(legacy)["user_1"] == "migrated"
+    toolkit.execute(f"ALTER TABLE user_1.vinted_job_stats {more}".encode())
+    ok(psql(toolkit, *UP))
+    assert states(toolkit)["user_1"] == "migrated"
 
 
 def test_a_straggler_is_found_and_swept(migrated: Connection) -> None:
@@ -133,9 +133,9 @@ def test_apply_ends_with_the_verification(legacy: Connection) -> None:
     ok(yoyo(legacy, "apply", env={"PGOPTIONS": "-c job_stats.verify=off"}))
 
 
-def test_before_the_change_there_is_nothing_to_verify(legacy: Connection) -> None:
-    """With the toolkit alone applied all tenants are legacy, and that is no error."""
-    assert re.search(r"^ 20 +\| 1 +\| 0 +$", ok(yoyo(legacy, "apply", "--revision", "0019")), re.MULTILINE)
+def test_before_the_change_there_is_nothing_to_verify(toolkit: Connection) -> None:
+    """With the toolkit alone applied all tenants are toolkit, and that is no error."""
+    assert re.search(r"^ +20 \| +1 \| +0$", ok(psql(toolkit, "-f", VERIFY)), re.MULTILINE)
 
 
 def test_progress_shows_what_is_done_left_and_waiting(legacy: Connection) -> None:
