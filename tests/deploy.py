@@ -14,6 +14,7 @@ from typing import Any
 import psycopg
 
 from dev.server import Server, wheel_bin_dir
+from tests.forks import run_yoyo
 
 ROOT = Path(__file__).resolve().parent.parent
 _SECONDS = 60
@@ -42,7 +43,7 @@ def yoyo(conn: psycopg.Connection[Any], *argv: str, env: Mapping[str, str] | Non
 
     `env` adds variables: `yoyo(conn, "apply", env={"PGOPTIONS": "-c tenancy.tenants=user_1"})`.
     """
-    return _run([sys.executable, "-m", "yoyo", *argv], conn, env)
+    return run_yoyo(argv, {**libpq_env(conn), **(env or {})}, _SECONDS)
 
 
 def psql(

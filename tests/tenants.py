@@ -1,6 +1,7 @@
 """What a DBA looks at, before and after: tenants, their rows, their definitions, and what goes on."""
 
-from collections.abc import Callable, Iterator
+import re
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from threading import Thread
 from typing import Any
@@ -48,10 +49,15 @@ def rows(conn: Connection, schema: str, table: str) -> list[tuple[Any, ...]]:
     return conn.execute(query).fetchall()
 
 
-def definitions(conn: Connection, schemas: list[str]) -> dict[str, str]:
+def definitions(conn: Connection, schemas: Iterable[str]) -> dict[str, str]:
     """What pg_dump says of each schema, whatever the name of the sequence that clones share with the template."""
     shared = "template_tenant.marketplace_job_stats_id_seq", "template_tenant.vinted_job_stats_id_seq"
-    return {schema: schema_dump(conn, schema).replace(*shared) for schema in schemas}
+    dump = schema_dump(conn, *schemas).replace(*shared)
+    parts = re.findall(
+        r"^(-- Name: (.*?); Type: .*?; Schema: (.*?); .*?)(?=^-- Name: |\Z)", dump, re.DOTALL | re.MULTILINE
+    )
+    assert {"-", *schemas} == {schema for _, _, schema in parts}
+    return {schema: "".join(text for text, *names in parts if schema in names) for schema in schemas}
 
 
 def states(conn: Connection) -> dict[str, str]:

@@ -40,12 +40,12 @@ def test_apply_rollback_and_apply_again(legacy: Connection) -> None:
 def test_rollback_restores_every_definition_and_row(legacy: Connection) -> None:
     """Up and down, pg_dump says of every tenant byte for byte what it said before, and the rows are the same."""
     names = tenants(legacy)
-    before = {schema: schema_dump(legacy, schema) for schema in [*names, *NEIGHBOURS]}
+    before = schema_dump(legacy, *names, *NEIGHBOURS)
     contents = {schema: rows(legacy, schema, "vinted_job_stats") for schema in names}
     ok(yoyo(legacy, "apply"))
     assert tenants(legacy) == names
     ok(yoyo(legacy, "rollback", "--all"))
-    assert {schema: schema_dump(legacy, schema) for schema in [*names, *NEIGHBOURS]} == before
+    assert schema_dump(legacy, *names, *NEIGHBOURS) == before
     assert {schema: rows(legacy, schema, "vinted_job_stats") for schema in names} == contents
     assert column(legacy, "SELECT count(*) FROM pg_namespace WHERE nspname = 'job_stats'") == [0]
 

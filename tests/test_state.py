@@ -18,6 +18,7 @@ from tests.tenants import (
     Connection,
     clone,
     column,
+    definitions,
     ok,
     running,
     states,
@@ -36,14 +37,15 @@ KEYS = """
 
 def as_before(conn: Connection, before: dict[str, str]) -> None:
     """Every tenant is described as it was, byte for byte."""
-    assert {schema: schema_dump(conn, schema) for schema in before} == before
+    assert definitions(conn, before) == before
+    assert column(conn, "SELECT to_regclass('template_tenant.vinted_job_stats_id_seq') IS NOT NULL") == [True]
 
 
 @pytest.fixture
 def before(toolkit: Connection) -> dict[str, str]:
     """How every tenant was described before the change, one of them with keys of its own; they have had it since."""
     toolkit.execute(KEYS)
-    described = {schema: schema_dump(toolkit, schema) for schema in tenants(toolkit)}
+    described = definitions(toolkit, tenants(toolkit))
     ok(psql(toolkit, *UP))
     return described
 
@@ -89,7 +91,8 @@ def test_a_namesake_gets_nothing_of_the_dead(toolkit: Connection, before: dict[s
     toolkit.execute("DROP SCHEMA user_2 CASCADE")
     clone(toolkit, "user_2", "template_tenant.marketplace_job_stats")
     ok(psql(toolkit, *DOWN))
-    assert schema_dump(toolkit, "user_2") == before["user_1"].replace("user_1", "user_2")
+    (described,) = definitions(toolkit, ["user_2"]).values()
+    assert described == before["user_1"].replace("user_1", "user_2")
 
 
 def test_a_tenant_that_was_moved_here(toolkit: Connection, before: dict[str, str], tmp_path: Path) -> None:
@@ -110,8 +113,7 @@ def test_a_tenant_that_was_moved_here(toolkit: Connection, before: dict[str, str
         (command,) = blocks("docs/runbook.md", "sh", "PGSERVICE=there")
         assert bash(command, services(tmp_path / "services", here=toolkit, there=there)) == "COPY 1\n"
         ok(psql(there, "-f", DOWNGRADE))
-        after = schema_dump(there, "user_2").replace("marketplace_job_stats_id_seq", "vinted_job_stats_id_seq")
-        assert after == before["user_2"]
+        assert definitions(there, ["user_2"])["user_2"] == before["user_2"]
 
 
 def test_a_tenant_made_of_a_dump_of_the_template(migrated: Connection) -> None:
@@ -170,7 +172,7 @@ def test_tablespaces(toolkit: Connection) -> None:
         if not column(toolkit, "SELECT FROM pg_tablespace WHERE spcname = %s", name):
             toolkit.execute(f"CREATE TABLESPACE {name} LOCATION ''".encode())
     toolkit.execute("ALTER INDEX user_1.vinted_job_stats_action_type_id_date_key SET TABLESPACE legacy_fast")
-    before = {schema: schema_dump(toolkit, schema) for schema in ["user_1", "user_2"]}
+    before = definitions(toolkit, ["user_1", "user_2"])
     ok(psql(toolkit, *UP))
     env = {"PGOPTIONS": "-c default_tablespace=legacy_slow"}
     ok(psql(toolkit, *DOWN, env=env))
