@@ -54,10 +54,13 @@ def definitions(conn: Connection, schemas: Iterable[str]) -> dict[str, str]:
     shared = "template_tenant.marketplace_job_stats_id_seq", "template_tenant.vinted_job_stats_id_seq"
     dump = schema_dump(conn, *schemas).replace(*shared)
     parts = re.findall(
-        r"^(-- Name: (.*?); Type: .*?; Schema: (.*?); .*?)(?=^-- Name: |\Z)", dump, re.DOTALL | re.MULTILINE
+        r"^-- Name: (.*?); Type: .*?; Schema: (.*?); .*?\n(.*?)(?=^-- Name: |\Z)", dump, re.DOTALL | re.MULTILINE
     )
-    assert {"-", *schemas} == {schema for _, _, schema in parts}
-    return {schema: "".join(text for text, *names in parts if schema in names) for schema in schemas}
+    assert {"-", *schemas} == {schema for _, schema, _ in parts}
+    between = re.compile(
+        r"^(--.*|\\.*|SET default_tablespace = '';|SET default_table_access_method = heap;|)\n", re.MULTILINE
+    )
+    return {schema: between.sub("", "".join(p for *names, p in parts if schema in names)) for schema in schemas}
 
 
 def states(conn: Connection) -> dict[str, str]:

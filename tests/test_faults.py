@@ -19,7 +19,7 @@ import pytest
 from psycopg import sql
 
 from dev.server import Server, throwaway_server
-from tests.deploy import ROOT, connect, psql, schema_dump, yoyo
+from tests.deploy import ROOT, connect, psql, yoyo
 from tests.faults import (
     MOMENTS,
     Fault,
@@ -33,7 +33,7 @@ from tests.faults import (
     terminate_first_connection,
     terminate_yoyo,
 )
-from tests.tenants import Connection, clone, column, ok, states, tenants, wait_until
+from tests.tenants import Connection, clone, column, definitions, ok, states, tenants, wait_until
 
 TOOLKIT = [
     path.stem for path in sorted((ROOT / "sql/migrations").glob("00[01]*.sql")) if not path.stem.endswith(".rollback")
@@ -87,27 +87,20 @@ CELLS = [
 
 
 def contents(conn: Connection) -> dict[str, tuple[str, list[str]]]:
-    """Of each tenant: its definitions, by pg_dump, and all rows, archived ones included.
-
-    Without the name of the sequence that clones share with the template.
-    """
-    schemas = tenants(conn)
-    dump = schema_dump(conn, *schemas)
-    dump = dump.replace("template_tenant.vinted_job_stats_id_seq", "template_tenant.marketplace_job_stats_id_seq")
-    parts = re.findall(r"^(-- Name: .*?; Schema: (.*?); .*?)(?=^-- Name: |\Z)", dump, re.DOTALL | re.MULTILINE)
-    assert {"-", *schemas} == {schema for _, schema in parts}
+    """Of each tenant: its definitions, by pg_dump, and all rows, archived ones included."""
+    described = definitions(conn, tenants(conn))
     tables = """
         SELECT relname FROM pg_class
         WHERE relnamespace = %s::regnamespace AND relkind = 'r' AND relname ~ 'job_stats'
         ORDER BY relname
     """
     found = {}
-    for schema in schemas:
+    for schema in described:
         rows: list[str] = []
         for table in column(conn, tables, sql.Identifier(schema).as_string()):
             query = sql.SQL("SELECT row_to_json(t)::text FROM {} AS t ORDER BY 1").format(sql.Identifier(schema, table))
             rows += [row for (row,) in conn.execute(query)]
-        found[schema] = "".join(part for part, home in parts if home == schema), rows
+        found[schema] = described[schema], rows
     return found
 
 
