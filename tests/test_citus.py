@@ -24,8 +24,9 @@ from stats_lib import (
     update_job_stats,
     update_job_stats_batch,
 )
-from tests.deploy import connect, psql, yoyo
+from tests.deploy import ROOT, connect, psql, yoyo
 from tests.tenants import UPGRADE, Connection, clone, column, ok, rows, running, states, wait_until
+from tests.test_docs import blocks
 
 URL = os.environ.get("JOB_STATS_TEST_CITUS_URL", "")
 pytestmark = pytest.mark.skipif(not URL, reason="set JOB_STATS_TEST_CITUS_URL: tests/test_citus.py says how")
@@ -259,6 +260,8 @@ def test_a_tenant_that_is_locked_is_put_off(citus: Connection, node: str) -> Non
         with running(yoyo, citus, "apply") as results:
             wait_until(citus, "SELECT to_regclass('tenancy.journal') IS NOT NULL")
             wait_until(citus, "SELECT count(*) > 0 FROM tenancy.journal WHERE outcome = 'locked'")
+            (holders,) = blocks("docs/ecosystem.md", "sql", "citus_locks")
+            assert reader.info.backend_pid in {pid % 10_000_000_000 for pid in column(citus, holders)}
             reader.rollback()
     ok(results[0])
     assert states(citus) == dict.fromkeys(TENANTS, "migrated")
@@ -339,6 +342,19 @@ def test_a_sequence_that_is_in_use_is_renamed_later(citus: Connection) -> None:
         assert column(citus, name) == ["vinted_job_stats_id_seq"]
     citus.execute("CALL tenancy.sweep()")
     assert column(citus, name) == ["marketplace_job_stats_id_seq"]
+
+
+def test_a_new_tenant_and_the_contract(citus: Connection) -> None:
+    """A tenant that is added is a distributed schema, too; and all of them lose their view, and get it back."""
+    ok(yoyo(citus, "apply", env=SHARDING))
+    citus.execute("CALL job_stats.add_tenant('user_4')")
+    assert distributed(citus) == [f"{tenant}.marketplace_job_stats" for tenant in [*TENANTS, "user_4"]]
+    update_job_stats(citus, schema="user_4", action_type_id=1, marketplace=Marketplace.VINTED, success=True)
+    assert column(citus, "SELECT total_jobs FROM user_4.vinted_job_stats") == [1]
+    contract = str(ROOT / "sql/contract/0900.drop-legacy-view")
+    for file, state in [(f"{contract}.sql", "contracted"), (f"{contract}.rollback.sql", "migrated")]:
+        ok(psql(citus, "-f", file))
+        assert set(states(citus).values()) == {state}
 
 
 def test_a_rehearsal_changes_nothing(citus: Connection) -> None:
