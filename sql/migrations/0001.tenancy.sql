@@ -46,7 +46,7 @@ CREATE TABLE tenancy.runs (
     to_do integer NOT NULL -- tenants, when it started
 );
 
--- A row per attempt at a tenant, written in the tenant's own transaction.
+-- A row per attempt at a tenant: if that is done, of the tenant's own transaction.
 CREATE TABLE tenancy.journal (
     id bigint GENERATED ALWAYS AS IDENTITY CONSTRAINT pk_journal PRIMARY KEY,
     run_id bigint NOT NULL CONSTRAINT fk_journal_run_id REFERENCES tenancy.runs (id) ON DELETE CASCADE,
