@@ -2,10 +2,11 @@ r"""Checks that SQL keeps to what Citus takes where each tenant's schema is a di
 
 What Citus 13.2 refuses, or silently does otherwise than PostgreSQL, is in `_FORBIDDEN`, `_FIRST`, `_alter_table` and
 `_several`. Looked into are statements, what is between dollar quotes, and literals that begin as a statement does; in
-comments and other literals anything goes. A statement that is not for Citus has a comment that says why, on its line
-or the one before:
+comments and other literals anything goes. A statement that is not for Citus, or may stay there, has a comment that says
+why, on its line or the one before:
 
     -- not on Citus: reason
+    -- on Citus: reason
 
     python -m dev.portable_sql sql/migrations/*.sql
 """
@@ -28,7 +29,7 @@ _TOKEN = re.compile(
 _BEGINS = re.compile(  # RENAME: as in 'ALTER TABLE ' || name || ' RENAME ...'
     r"\s*(ALTER|BEGIN|CALL|CREATE|DELETE|DO|DROP|INSERT|RENAME|SELECT|SET|UPDATE|WITH)\s", re.IGNORECASE
 )
-_EXCUSE = re.compile(r"-- not on Citus: \S")
+_EXCUSE = re.compile(r"-- (not )?on Citus: \S")
 
 _MUTABLE = (  # functions that are not immutable: those that a counter or a time stamp might use
     r"(NOW|(CLOCK|STATEMENT|TRANSACTION)_TIMESTAMP|TIMEOFDAY|RANDOM|GEN_RANDOM_UUID|NEXTVAL|CURRVAL|CURRENT_SETTING) \("
@@ -44,6 +45,7 @@ _FORBIDDEN = {
     r"INTO \S+ (AS \S+ )?(\( [^()]*\) )?VALUES .*? DO UPDATE .*?\bSELECT\b": "a subquery needs INSERT ... SELECT",
     r"SET (SESSION )?LOCK_TIMEOUT\b": "the workers do not get it: SET LOCAL",
     r"SET_CONFIG \( 'lock_timeout'": "the workers do not get it: SET LOCAL lock_timeout",
+    r"EXCEPTION WHEN\b": "if a worker is lost, such a block inside another crashes the coordinator: check first",
     r"EXECUTE (RUN|SCRIPT|UNDO)\b": "several statements: make one DO block of them",
     r"EXISTS \( SELECT FROM \{ TABLE \}": "it may become a subplan: SELECT 1 FROM",
     rf"UPDATE {_HERE}*?\bWHERE {_HERE}*?(?<!SELECT )COALESCE \({_HERE}{{1,60}}?\b({_MUTABLE})": (
@@ -54,9 +56,10 @@ _FORBIDDEN = {
         "no such subquery beside unnest(): select that in a WITH ... AS MATERIALIZED"
     ),
 }
-_FIRST = {  # what must come before, in the same body
+_FIRST = {  # what must come before, in the same body; for a schema either setting, which a regular expression says
     r"SET LOCAL LOCK_TIMEOUT\b": "SET LOCAL citus.propagate_set_commands = 'local'",
-    r"CREATE SCHEMA\b": "SET LOCAL citus.enable_schema_based_sharding = off",
+    r"CREATE SCHEMA\b": "SET LOCAL citus.enable_(ddl_propagation|schema_based_sharding) = off",
+    r"CREATE (OR REPLACE )?(FUNCTION|PROCEDURE)\b": "SET LOCAL citus.enable_ddl_propagation = off",
 }
 
 
@@ -110,7 +113,7 @@ def _problems_of(statement: str, literals: str, before: list[str]) -> Iterator[t
             yield found.end() - 1, problem
     for pattern, first in _FIRST.items():
         needed = first.upper().replace("'LOCAL'", "'local'")
-        if not any(text.endswith(needed) for text in before):
+        if not any(re.search(f"{needed}$", text) for text in before):
             for found in re.finditer(rf"\b{pattern}", statement):
                 yield found.end() - 1, f"not without an earlier {first}"
     for found in re.finditer(r"\bALTER TABLE\b", statement):

@@ -70,12 +70,16 @@ def test_the_rollback_of_a_room_drops_all_it_created(path: Path) -> None:
 
 @pytest.mark.parametrize("path", ROOMS, ids=name)
 def test_a_room_is_small_pinned_and_private(path: Path) -> None:
-    """300 lines at most, no routine over 100; names are PostgreSQL's own; default privileges are taken back."""
+    """300 lines at most, no routine over 100; names are PostgreSQL's own; default privileges are taken back.
+
+    And Citus does not send it to workers.
+    """
     text = path.read_text()
     assert len(text.splitlines()) <= 300
     routines = re.findall(r"^CREATE (?:OR REPLACE )?(?:PROCEDURE|FUNCTION).*?^\$\w+\$;", text, re.MULTILINE | re.DOTALL)
     assert max([routine.count("\n") + 1 for routine in routines], default=0) <= 100
     assert statements(path)[0] == "SET LOCAL search_path = pg_catalog, pg_temp;"
+    assert statements(path)[1].startswith("SET LOCAL citus.enable_ddl_propagation = off;")
     assert re.search(r"^CALL tenancy\.make_private\(", text, re.MULTILINE)
 
 

@@ -4,9 +4,12 @@
 -- hold the routines, by which a migration of any table runs plain DDL in every tenant's schema. Undone by the rollback
 -- file, which refuses while a rollback needs what is kept here.
 --
+-- Where Citus is, what 0001 to 0019 create stays on the coordinator.
+--
 -- All of this runs beside what tenants have made, and leaves no name for them to take: here, and in each routine, which
 -- has its search_path pinned, names mean PostgreSQL's own or ours. SECURITY.md says why.
 SET LOCAL search_path = pg_catalog, pg_temp;
+SET LOCAL citus.enable_ddl_propagation = off; -- noqa: PRS
 DO $$
 BEGIN
     IF coalesce(pg_catalog.current_schema(), '') OPERATOR(pg_catalog.<>) 'pg_catalog' THEN
@@ -15,8 +18,6 @@ BEGIN
 END
 $$;
 
--- It is no tenant's: where Citus makes each new schema a distributed one, this one stays on the coordinator.
-SET LOCAL citus.enable_schema_based_sharding = off; -- noqa: PRS
 CREATE SCHEMA tenancy;
 
 -- What a tenant is: the one place to change.
@@ -45,7 +46,7 @@ CREATE TABLE tenancy.runs (
     to_do integer NOT NULL -- tenants, when it started
 );
 
--- A row per attempt at a tenant, written in the tenant's own transaction.
+-- A row per attempt at a tenant: if that is done, of the tenant's own transaction.
 CREATE TABLE tenancy.journal (
     id bigint GENERATED ALWAYS AS IDENTITY CONSTRAINT pk_journal PRIMARY KEY,
     run_id bigint NOT NULL CONSTRAINT fk_journal_run_id REFERENCES tenancy.runs (id) ON DELETE CASCADE,

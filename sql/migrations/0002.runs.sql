@@ -3,6 +3,7 @@
 -- depends: 0001.tenancy
 
 SET LOCAL search_path = pg_catalog, pg_temp;
+SET LOCAL citus.enable_ddl_propagation = off; -- noqa: PRS
 
 -- Whether scripts are only tried, and rolled back: the setting tenancy.dry_run.
 CREATE OR REPLACE FUNCTION tenancy.is_rehearsal()

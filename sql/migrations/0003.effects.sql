@@ -6,6 +6,7 @@
 -- depends: 0002.runs
 
 SET LOCAL search_path = pg_catalog, pg_temp;
+SET LOCAL citus.enable_ddl_propagation = off; -- noqa: PRS
 
 -- The strings in an expression, sorted, from the form in which it is stored. To print it, as pg_get_expr() does, would
 -- open its table, wait for its locks, and read constants by the code of whose type they are.

@@ -12,6 +12,7 @@
 -- depends: 0003.effects
 
 SET LOCAL search_path = pg_catalog, pg_temp;
+SET LOCAL citus.enable_ddl_propagation = off; -- noqa: PRS
 
 -- Runs a script whose unqualified names are the tenant's. As one statement: Citus refuses more than one in an EXECUTE.
 -- The settings are those under which undo scripts are written.
@@ -34,57 +35,59 @@ BEGIN
 END
 $procedure$;
 
--- Runs a script in one tenant, and writes into the journal how it ended.
+-- Runs a script in one tenant, and says how it ended: with is_done, the transaction is to be committed, otherwise rolled
+-- back. The outcome is NULL if the tenant has been dropped.
 CREATE OR REPLACE PROCEDURE tenancy.run_in_tenant(
-    run_id bigint, migration text, tenant name, script text, attempt integer, lock_timeout_ms integer
+    run_id bigint, migration text, tenant name, script text, attempt integer, lock_timeout_ms integer,
+    INOUT is_done boolean, INOUT outcome text, INOUT problem text, INOUT milliseconds numeric
 )
 LANGUAGE plpgsql
 SET search_path = pg_catalog, pg_temp
 AS $procedure$
 DECLARE
     start constant timestamptz := clock_timestamp();
-    result text := 'done';
-    reason text;
     context text;
     before jsonb;
 BEGIN
     CALL tenancy.begin_step();
-    SET LOCAL synchronous_commit = off; -- the next synchronous commit, such as yoyo's mark, flushes all
+    IF NOT EXISTS (SELECT FROM pg_extension WHERE extname = 'citus') THEN
+        SET LOCAL synchronous_commit = off; -- the next synchronous commit, such as yoyo's mark, flushes all
+        SET LOCAL plan_cache_mode = force_generic_plan; -- the helpers' queries are planned once, not in each tenant
+    END IF;
     SET LOCAL row_security = off; -- an error rather than rows unseen
-    SET LOCAL plan_cache_mode = force_generic_plan; -- the helpers' queries are planned once, not in each tenant
     SET LOCAL citus.propagate_set_commands = 'local';
     EXECUTE format('SET LOCAL lock_timeout = %s', attempt * lock_timeout_ms);
     IF has_parameter_privilege('deadlock_timeout', 'SET') THEN
         SET LOCAL deadlock_timeout = '10ms'; -- the victim of a deadlock is to be this run, not old code
     END IF;
+    is_done := NOT tenancy.is_rehearsal();
+    outcome := CASE WHEN is_done THEN 'done' ELSE 'rehearsed' END;
+    problem := NULL;
     BEGIN
         IF tenancy.is_to_be_noted(run_id, migration, tenant) THEN
             before := tenancy.facts_of(tenant);
         END IF;
         CALL tenancy.run_script(tenant, script);
-        IF tenancy.is_rehearsal() THEN
-            result := 'rehearsed';
-            RAISE EXCEPTION 'to be rolled back';
-        ELSIF before IS NOT NULL THEN
+        IF before IS NOT NULL THEN
             CALL tenancy.note_effects(migration, tenant, before);
         END IF;
-    EXCEPTION
+        SET LOCAL lock_timeout = 0; -- of Citus' workers, too: here, one that is lost is an error of this tenant
+    EXCEPTION -- on Citus: inside no other such block; and so the helpers have none there
         WHEN OTHERS THEN
-            IF result = 'rehearsed' THEN -- a variable, not the error's code: a tenant's code can raise any
-                NULL;
-            ELSIF to_regnamespace(quote_ident(tenant)) IS NULL THEN -- the tenant has been dropped
-                RETURN;
+            is_done := false;
+            IF to_regnamespace(quote_ident(tenant)) IS NULL THEN
+                outcome := NULL;
             ELSIF SQLSTATE IN ('55P03', '40P01') THEN -- lock_not_available, deadlock_detected
-                result := 'locked';
-                reason := 'locked by ' || tenancy.lock_holders(tenant);
+                outcome := 'locked';
+                problem := 'locked by ' || tenancy.lock_holders(tenant);
             ELSE
-                result := 'failed';
-                GET STACKED DIAGNOSTICS reason = PG_EXCEPTION_DETAIL, context = PG_EXCEPTION_CONTEXT;
+                outcome := 'failed';
+                GET STACKED DIAGNOSTICS problem = PG_EXCEPTION_DETAIL, context = PG_EXCEPTION_CONTEXT;
                 -- In one line, and not too long: a tenant's code may have written it.
-                reason := concat_ws(
+                problem := concat_ws(
                     ' ',
                     regexp_replace(left(SQLERRM, 1000), '[[:cntrl:]]+', ' ', 'g'),
-                    nullif(regexp_replace(left(reason, 1000), '[[:cntrl:]]+', ' ', 'g'), ''),
+                    nullif(regexp_replace(left(problem, 1000), '[[:cntrl:]]+', ' ', 'g'), ''),
                     -- Whose code has failed, such as an event trigger's, unless it has said so itself.
                     '(in ' || substring(
                         split_part(left(context, 2000), 'PL/pgSQL function inline_code_block', 1)
@@ -94,13 +97,8 @@ BEGIN
                 );
             END IF;
     END;
-    SET LOCAL lock_timeout = 0;
     PERFORM pg_advisory_unlock_all(); -- what a tenant's code has taken would outlive its transaction
-    INSERT INTO tenancy.journal (run_id, migration, schema_name, milliseconds, attempt, outcome, problem)
-    VALUES (
-        run_id, migration, tenant, round((extract(epoch FROM clock_timestamp() - start) * 1000)::numeric, 1), attempt,
-        result, reason
-    );
+    milliseconds := round((extract(epoch FROM clock_timestamp() - start) * 1000)::numeric, 1);
 END
 $procedure$;
 
@@ -139,6 +137,10 @@ DECLARE
     queue pg_catalog.name[];
     tenant pg_catalog.name;
     attempt integer := 1;
+    is_done boolean;
+    outcome pg_catalog.text;
+    problem pg_catalog.text;
+    milliseconds numeric;
 BEGIN
     COMMIT; -- in a transaction block this fails here, not after the first tenant
     CALL tenancy.start_run(migration, pending, run, lock_timeout_ms, attempts, this_run, already_done);
@@ -147,7 +149,18 @@ BEGIN
         CALL tenancy.next_pass(this_run, pending, lock_timeout_ms, attempts, attempt, queue);
         EXIT WHEN queue IS NULL;
         FOREACH tenant IN ARRAY queue LOOP
-            CALL tenancy.run_in_tenant(this_run, migration, tenant, run, attempt, lock_timeout_ms);
+            CALL tenancy.run_in_tenant(
+                this_run, migration, tenant, run, attempt, lock_timeout_ms, is_done, outcome, problem, milliseconds
+            );
+            IF NOT is_done THEN
+                ROLLBACK; -- with a worker of Citus lost, the transaction cannot even write the journal
+                CALL tenancy.begin_step();
+                SET LOCAL synchronous_commit = off;
+            END IF;
+            IF outcome IS NOT NULL THEN
+                INSERT INTO tenancy.journal (run_id, migration, schema_name, milliseconds, attempt, outcome, problem)
+                VALUES (this_run, migration, tenant, milliseconds, attempt, outcome, problem);
+            END IF;
             COMMIT;
         END LOOP;
     END LOOP;

@@ -3,6 +3,7 @@
 -- depends: 0006.drop-and-restore
 
 SET LOCAL search_path = pg_catalog, pg_temp;
+SET LOCAL citus.enable_ddl_propagation = off; -- noqa: PRS
 
 -- Renames one index, sequence or constraint of a table, if it is still there. A sequence from which an open transaction
 -- has drawn, of any tenant that shares it, is left to the end of the run, or of the next.
@@ -48,18 +49,34 @@ CREATE OR REPLACE PROCEDURE tenancy.rename_sequence(sequence regclass, new_name 
 LANGUAGE plpgsql
 SET search_path = pg_catalog, pg_temp
 AS $procedure$
+DECLARE
+    change constant text := format('ALTER SEQUENCE %s RENAME TO %I', sequence, new_name);
+    in_use boolean := false;
 BEGIN
-    BEGIN
-        IF new_name <> (SELECT c.relname FROM pg_class AS c WHERE c.oid = sequence) THEN
-            EXECUTE format('ALTER SEQUENCE %s RENAME TO %I', sequence, new_name);
+    IF (new_name <> (SELECT c.relname FROM pg_class AS c WHERE c.oid = sequence)) IS NOT TRUE THEN
+        NULL; -- it has the name, or is gone
+    ELSIF EXISTS (SELECT FROM pg_extension WHERE extname = 'citus') THEN
+        in_use := EXISTS (
+            SELECT FROM pg_locks AS l WHERE l.relation = sequence AND l.pid IS DISTINCT FROM pg_backend_pid()
+        );
+        IF NOT in_use THEN
+            EXECUTE change;
         END IF;
+    ELSE
+        BEGIN
+            EXECUTE change;
+        EXCEPTION -- not on Citus: if a worker is lost, such a block inside another crashes the coordinator
+            WHEN lock_not_available THEN
+                in_use := true;
+        END;
+    END IF;
+    IF in_use THEN
+        INSERT INTO tenancy.renames_left AS l (sequence, new_name)
+        VALUES (rename_sequence.sequence, rename_sequence.new_name)
+        ON CONFLICT ON CONSTRAINT pk_renames_left DO UPDATE SET new_name = excluded.new_name;
+    ELSE
         DELETE FROM tenancy.renames_left AS l WHERE l.sequence = rename_sequence.sequence;
-    EXCEPTION
-        WHEN lock_not_available THEN
-            INSERT INTO tenancy.renames_left AS l (sequence, new_name)
-            VALUES (rename_sequence.sequence, rename_sequence.new_name)
-            ON CONFLICT ON CONSTRAINT pk_renames_left DO UPDATE SET new_name = excluded.new_name;
-    END;
+    END IF;
 END
 $procedure$;
 

@@ -3,6 +3,7 @@
 -- depends: 0007.rename-parts
 
 SET LOCAL search_path = pg_catalog, pg_temp;
+SET LOCAL citus.enable_ddl_propagation = off; -- noqa: PRS
 
 -- Who holds locks on a tenant's tables, on what their foreign keys point at, or on what they inherit from or to.
 CREATE OR REPLACE FUNCTION tenancy.lock_holders(tenant name)

@@ -3,6 +3,7 @@
 -- depends: 0008.locked-tenants
 
 SET LOCAL search_path = pg_catalog, pg_temp;
+SET LOCAL citus.enable_ddl_propagation = off; -- noqa: PRS
 
 -- pending: the migrations that have been run in all tenants, but not in this one; problem: what a table lacks of what
 -- the others have made, or has though they have removed it. Both are NULL if there is nothing. Of a migration that was

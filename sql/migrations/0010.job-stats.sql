@@ -5,8 +5,8 @@
 -- depends: 0009.deviations
 
 SET LOCAL search_path = pg_catalog, pg_temp;
+SET LOCAL citus.enable_ddl_propagation = off; -- noqa: PRS
 
-SET LOCAL citus.enable_schema_based_sharding = off; -- noqa: PRS
 CREATE SCHEMA job_stats;
 
 -- The archives that fold_marketplaces() made: what else has their name is not believed. State, as tenancy.undo is.

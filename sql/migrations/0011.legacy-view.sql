@@ -3,6 +3,7 @@
 -- depends: 0010.job-stats
 
 SET LOCAL search_path = pg_catalog, pg_temp;
+SET LOCAL citus.enable_ddl_propagation = off; -- noqa: PRS
 
 -- What others than its owner may do with a relation: with all of it, where column_name is NULL, or with a column.
 CREATE OR REPLACE FUNCTION job_stats.grants(relation oid)

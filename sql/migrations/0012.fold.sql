@@ -3,6 +3,7 @@
 -- depends: 0011.legacy-view
 
 SET LOCAL search_path = pg_catalog, pg_temp;
+SET LOCAL citus.enable_ddl_propagation = off; -- noqa: PRS
 
 -- Folds the marketplaces of a day and action type into one row, as old code counts: into Vinted's, or else the
 -- oldest. The rows as they were go to an archive in the tenant's schema, from which unfold_marketplaces() restores

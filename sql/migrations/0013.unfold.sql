@@ -3,6 +3,7 @@
 -- depends: 0012.fold
 
 SET LOCAL search_path = pg_catalog, pg_temp;
+SET LOCAL citus.enable_ddl_propagation = off; -- noqa: PRS
 
 -- An archive of a table, locked, so that it stays the one that was looked at; NULL if there is none. Only an ordinary
 -- table of the table's owner that fold_marketplaces() made is believed.

@@ -3,6 +3,7 @@
 -- depends: 0013.unfold
 
 SET LOCAL search_path = pg_catalog, pg_temp;
+SET LOCAL citus.enable_ddl_propagation = off; -- noqa: PRS
 
 -- The tables of the statistics, under either name, in any schema.
 CREATE OR REPLACE VIEW job_stats.namesakes AS

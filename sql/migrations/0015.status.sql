@@ -3,6 +3,7 @@
 -- depends: 0014.findings
 
 SET LOCAL search_path = pg_catalog, pg_temp;
+SET LOCAL citus.enable_ddl_propagation = off; -- noqa: PRS
 
 -- What each tenant has of the names that matter.
 CREATE OR REPLACE VIEW job_stats.tenant_relations AS

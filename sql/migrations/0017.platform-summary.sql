@@ -5,6 +5,7 @@
 -- depends: 0016.new-tenants
 
 SET LOCAL search_path = pg_catalog, pg_temp;
+SET LOCAL citus.enable_ddl_propagation = off; -- noqa: PRS
 
 -- The tables, of the tenants in `schemas`, that are migrated, that the current role may read, and that it can read
 -- without running code of somebody's who could not do as much itself.
@@ -211,7 +212,7 @@ BEGIN
                 ) INTO found USING sums, last_day, days;
             END IF;
             RAISE SQLSTATE 'JS000';
-        EXCEPTION
+        EXCEPTION -- on Citus: inside no other such block
             WHEN SQLSTATE 'JS000' THEN
                 sums := coalesce(found, '[]');
                 not_skipped := not_skipped + cardinality(readable);

@@ -3,6 +3,7 @@
 -- depends: 0017.platform-summary
 
 SET LOCAL search_path = pg_catalog, pg_temp;
+SET LOCAL citus.enable_ddl_propagation = off; -- noqa: PRS
 
 -- What is particular about the database: what stands in a run's way, or should be known before.
 CREATE OR REPLACE VIEW job_stats.circumstances AS

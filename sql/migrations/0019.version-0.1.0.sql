@@ -3,6 +3,7 @@
 -- depends: 0018.preflight
 
 SET LOCAL search_path = pg_catalog, pg_temp;
+SET LOCAL citus.enable_ddl_propagation = off; -- noqa: PRS
 
 CREATE OR REPLACE FUNCTION tenancy.version()
 RETURNS text
