@@ -138,7 +138,7 @@ def migrated(migrated_clone: Connection) -> Connection:
     return migrated_clone
 
 
-@pytest.fixture(params=["superuser", "member"])
+@pytest.fixture(params=["superuser", pytest.param("member", marks=pytest.mark.slow)])
 def migrator(request: pytest.FixtureRequest) -> Iterator[Migrator]:
     """The toolkit, and two tenants that do not trust each other, to migrate as a superuser or as a member of both."""
     conn = request.getfixturevalue(f"{request.param}_clone")

@@ -270,7 +270,7 @@ FOLDED = {
 }
 
 
-@pytest.fixture(params=["superuser", "member"])
+@pytest.fixture(params=["superuser", pytest.param("member", marks=pytest.mark.slow)])
 def pioneer(request: pytest.FixtureRequest, empty: Connection) -> Migrator:
     """Who will migrate the two tenants, before the toolkit is there."""
     return lay_out(empty, request.param)

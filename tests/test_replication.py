@@ -235,6 +235,7 @@ def test_a_publication_of_schemas(pair: Pair, publication: str) -> None:
     pair.equal()
 
 
+@pytest.mark.slow
 def test_a_column_list(pair: Pair) -> None:
     """It gets the column after the publisher's upgrade, before eBay's first row; gives it back before a rollback."""
     subscribe(pair, all_tables(pair, f" ({NARROW})"))
@@ -326,6 +327,7 @@ def test_the_subscriber_was_upgraded_first(pair: Pair, publisher: str) -> None:
     pair.equal()
 
 
+@pytest.mark.slow
 def test_rows_under_both_names_are_mixed(pair: Pair) -> None:
     """If old code wrote during the publisher's run, the worker fails either way; the subscription is made anew."""
     subscribe(pair, all_tables(pair))
@@ -343,6 +345,7 @@ def test_rows_under_both_names_are_mixed(pair: Pair) -> None:
     pair.equal()
 
 
+@pytest.mark.slow
 def test_an_archive_was_published(pair: Pair) -> None:
     """A rollback with the schemas published stops the worker for good; tables take their place, and are copied anew."""
     subscribe(pair, all_schemas(pair))

@@ -507,43 +507,44 @@ BAD_SCHEMAS = [None, "", "user_1\0", "user_\udc80", b"user_1", 1, "x" * 64, "é"
 BAD_MARKETPLACES = ["", "EBAY", "Vinted", "amazon", " ebay", b"ebay", 1, ["ebay"]]
 
 
-@pytest.mark.parametrize(
-    ("call", "argument", "value"),
-    [
-        *((count, "schema", value) for value in BAD_SCHEMAS),
-        *((count, "action_type_id", value) for value in (None, True, "1", 1.0, 2**31, -(2**31) - 1)),
-        *((count, "marketplace", value) for value in (None, *BAD_MARKETPLACES)),
-        *((count, "success", value) for value in (None, 1, "true")),
-        *((count, "duration", value) for value in (1500, 1.5, "1s", ms(-0.001), MAX_DURATION + ms(0.001))),
-        *((count, "duration", value) for value in (datetime.timedelta.min, datetime.timedelta.max)),
-        *(
-            (count, "date", value)
-            for value in ("2025-01-31", 20250131, datetime.datetime(2025, 1, 31, tzinfo=datetime.UTC))
-        ),
-        *((read, "schema", value) for value in BAD_SCHEMAS),
-        *((read, "marketplace", value) for value in BAD_MARKETPLACES),
-        *((read, "action_type_id", value) for value in (True, "1", 1.0, 2**31, -(2**31) - 1)),
-        *((add_up, "schema", value) for value in BAD_SCHEMAS),
-        *(
-            (call, "days", value)
-            for call in (read, add_up)
-            for value in (None, True, "7", 7.0, 0, -1, 1_000_001, 2**31, 2**63)
-        ),
-    ],
-)
-def test_bad_argument(conn: Connection, call: Callable[..., object], argument: str, value: object) -> None:
+BAD_ARGUMENTS: list[tuple[partial[Any], str, object]] = [
+    *((count, "schema", value) for value in BAD_SCHEMAS),
+    *((count, "action_type_id", value) for value in (None, True, "1", 1.0, 2**31, -(2**31) - 1)),
+    *((count, "marketplace", value) for value in (None, *BAD_MARKETPLACES)),
+    *((count, "success", value) for value in (None, 1, "true")),
+    *((count, "duration", value) for value in (1500, 1.5, "1s", ms(-0.001), MAX_DURATION + ms(0.001))),
+    *((count, "duration", value) for value in (datetime.timedelta.min, datetime.timedelta.max)),
+    *(
+        (count, "date", value)
+        for value in ("2025-01-31", 20250131, datetime.datetime(2025, 1, 31, tzinfo=datetime.UTC))
+    ),
+    *((read, "schema", value) for value in BAD_SCHEMAS),
+    *((read, "marketplace", value) for value in BAD_MARKETPLACES),
+    *((read, "action_type_id", value) for value in (True, "1", 1.0, 2**31, -(2**31) - 1)),
+    *((add_up, "schema", value) for value in BAD_SCHEMAS),
+    *(
+        (call, "days", value)
+        for call in (read, add_up)
+        for value in (None, True, "7", 7.0, 0, -1, 1_000_001, 2**31, 2**63)
+    ),
+]
+
+
+def test_bad_arguments(conn: Connection, subtests: pytest.Subtests) -> None:
     """A bad argument is a ValueError that says what is allowed; nothing is sent, and an open transaction goes on."""
     conn.autocommit = False
-    with pytest.raises(ValueError, match=f"^{argument} must be "):
-        call(conn, **{argument: value})
-    assert TransactionStatus.IDLE == conn.info.transaction_status
+    for call, argument, value in BAD_ARGUMENTS:
+        with subtests.test(call=call.func.__name__, argument=argument, value=ascii(value)):
+            with pytest.raises(ValueError, match=f"^{argument} must be "):
+                call(conn, **{argument: value})
+            assert TransactionStatus.IDLE == conn.info.transaction_status
 
-    count(conn)
-    with pytest.raises(ValueError, match=f"^{argument} must be "):
-        call(conn, **{argument: value})
-    count(conn)
-    conn.commit()
-    assert [2] == [row.total_jobs for row in read(conn)]
+            count(conn)
+            with pytest.raises(ValueError, match=f"^{argument} must be "):
+                call(conn, **{argument: value})
+            count(conn)
+            assert [2] == [row.total_jobs for row in read(conn)]
+            conn.rollback()
 
 
 @pytest.mark.parametrize(
