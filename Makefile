@@ -3,7 +3,7 @@
 #   make demo               legacy tenants, the migrations, some statistics, and all the way back
 #   make play               a shell with legacy tenants on a server of their own, to try docs/runbook.md by hand
 #   make test               the tests; make test ARGS="-k rollback" for some of them
-#   make test-all           the tests, and every fault, on every PostgreSQL and Python that can be had; takes ARGS, too
+#   make test-all           the tests, slow ones too, on every PostgreSQL and Python that can be had; takes ARGS, too
 #   make lint               style, types, what the DDL would lock, and what Citus would refuse
 #   make bench              docs/benchmarks.md anew, in a quarter of an hour; make bench ARGS=--quick: in two minutes, printed only
 #   make clean              remove .venv and caches

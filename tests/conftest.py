@@ -22,8 +22,9 @@ from tests.tenants import Connection, ok
 
 
 def pytest_xdist_auto_num_workers() -> int:
-    """One more than there are cores, since some tests wait; none on a given server, whose roles they would share."""
-    return 0 if os.environ.get("JOB_STATS_TEST_URL") else 1 + (os.cpu_count() or 1)
+    """One more than there are cores, since some tests wait; none on a given server, which they would share."""
+    given = os.environ.get("JOB_STATS_TEST_URL") or os.environ.get("JOB_STATS_TEST_CITUS_URL")
+    return 0 if given else 1 + (os.cpu_count() or 1)
 
 
 def pytest_make_parametrize_id(val: object, argname: str) -> str:

@@ -207,7 +207,7 @@ def shuffled(seed: int) -> Iterator[list[JobOutcome]]:
 
 def test_no_deadlock_and_no_count_lost(conn: Connection) -> None:
     """12 connections count over the same keys, new ones first, each in its own order, singles in between."""
-    barrier = Barrier(12, timeout=60)
+    barrier = Barrier(12, timeout=300)
 
     def work(seed: int) -> int:
         jobs = 0

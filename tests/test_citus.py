@@ -1,6 +1,6 @@
 """The migrations and the library on Citus, where each tenant's schema is a distributed one. Off unless asked for.
 
-    JOB_STATS_TEST_CITUS_URL=postgresql://postgres@coordinator/empty make test ARGS="-n0 tests/test_citus.py"
+    JOB_STATS_TEST_CITUS_URL=postgresql://postgres@coordinator/empty make test ARGS=tests/test_citus.py
 
 The URL is a superuser's, of a database with the extension citus, its nodes added, and nothing of ours; afterwards it is
 so again. The nodes must reach each other; one test connects to a worker, and is skipped if it cannot.

@@ -135,7 +135,7 @@ def old_code_counts(conn: Connection, barrier: Barrier | None = None) -> None:
 def test_old_code_overwrites_what_others_count_in_its_row(conn: Connection) -> None:
     """Between old code's read and write, whatever is counted in that row is lost; other marketplaces' rows are safe."""
     count(conn, marketplace="vinted")
-    barrier = Barrier(2, timeout=60)
+    barrier = Barrier(2, timeout=300)
     with connect(conn) as old, ThreadPoolExecutor(1) as pool:
         done = pool.submit(old_code_counts, old, barrier)
         barrier.wait()

@@ -7,7 +7,6 @@ import datetime
 from collections import Counter
 from typing import Any
 
-import pytest
 from hypothesis import HealthCheck, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import (
@@ -182,7 +181,6 @@ def mean_duration(rows: dict[str, Row]) -> float:
     return sum((s + f) * (average or 0) for s, f, average in rows.values()) / sum(s + f for s, f, _ in rows.values())
 
 
-@pytest.mark.timeout(600)  # shortening a failure takes minutes; success some seconds
 def test_no_job_is_lost_or_moved_in_any_order(empty: Connection) -> None:
     """Totals match after every step, marketplaces after every upgrade, and averages to within the rounding."""
     ok(yoyo(empty, "apply", "--revision", "0019"))

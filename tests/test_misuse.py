@@ -159,7 +159,7 @@ def test_an_old_libpq(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_ids_of_racing_batches(conn: Connection) -> None:
     """Of batches that meet on new rows each takes one id beside the rows', at most; once they are there, none."""
-    barrier = Barrier(12, timeout=60)
+    barrier = Barrier(12, timeout=300)
 
     def work(_: int) -> None:
         with connect(conn) as own:

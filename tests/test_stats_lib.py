@@ -124,7 +124,7 @@ def test_tenants_are_apart(conn: Connection) -> None:
 
 def test_no_update_is_lost(conn: Connection) -> None:
     """16 connections that count 200 jobs each on one new key at once are counted exactly, taking 16 ids at most."""
-    barrier = Barrier(16, timeout=60)
+    barrier = Barrier(16, timeout=300)
 
     def work(_: int) -> None:
         with connect(conn) as own:
