@@ -110,7 +110,7 @@ def _settings(folder: Path, *, durable: bool) -> list[str]:
         "max_connections": "100",
     }
     if not durable:
-        settings |= {"fsync": "off", "full_page_writes": "off"}
+        settings |= {"fsync": "off", "full_page_writes": "off", "autovacuum": "off"}  # which comes when it likes
     return [f"--{name}={value}" for name, value in settings.items()]
 
 

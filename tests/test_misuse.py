@@ -422,6 +422,7 @@ def _sync_writer(conn: Connection, seed: int, *, shared: Connection | None, unkn
             assert shared or jobs_of(conn, action_type_id) == len(batch)
         except psycopg.OperationalError:
             unknown.append((action_type_id, len(batch)))
+            own.close()  # psycopg does not know yet that it is dead if the end came as the result of a statement
             own = connect(conn, application_name="victim")
     if not shared:
         own.close()
