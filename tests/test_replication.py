@@ -267,6 +267,7 @@ def test_a_column_list(pair: Pair) -> None:
     assert any('"ebay"' in row for row in pair.equal(f"{NARROW}, marketplace")["user_1"])
 
 
+@pytest.mark.slow
 def test_a_column_list_that_is_left_as_it_is(pair: Pair) -> None:
     """Then eBay's rows do arrive as Vinted's: the step is needed."""
     subscribe(pair, all_tables(pair, f" ({NARROW})"))
