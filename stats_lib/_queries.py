@@ -95,10 +95,11 @@ _UPDATE_JOB_STATS = _in_schema(
 _READ = "days", "until"
 _OF_MARKETPLACE = "stats.marketplace::pg_catalog.text = %(marketplace)s::pg_catalog.text"
 _OF_ACTION_TYPE = "stats.action_type_id = %(action_type_id)s::integer"
-_READERS = {  # in the order of _read()
+_OF_ANY = f"stats.marketplace::pg_catalog.text IN ({', '.join(map(repr, map(str, Marketplace)))})"
+_READERS = {  # in the order of _read(); before PostgreSQL 18 no scan skips what the unique key has between the two
     (): "true",
     ("marketplace",): _OF_MARKETPLACE,
-    ("action_type_id",): _OF_ACTION_TYPE,
+    ("action_type_id",): f"{_OF_ACTION_TYPE} AND {_OF_ANY}",
     ("marketplace", "action_type_id"): f"{_OF_MARKETPLACE} AND {_OF_ACTION_TYPE}",
 }
 _GET_STATS, _GET_SUMMARY = (
