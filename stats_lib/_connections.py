@@ -1,8 +1,12 @@
-"""What may be given as `conn`, and what to say of what may not."""
+"""What may be given as `conn`, what to say of what may not, and when one has to be closed."""
 
+from asyncio import CancelledError
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 from psycopg import AsyncConnection, AsyncCursor, Connection, Cursor, Pipeline
+from psycopg.pq import PipelineStatus
 
 if not Pipeline.is_supported():  # without, executemany() is no transaction
     raise ImportError("stats_lib needs libpq 14 or newer: pip install 'psycopg[binary]' brings one")
@@ -20,6 +24,24 @@ def check(conn: object, wanted: type[Connection[Any]] | type[AsyncConnection[Any
     """Raise TypeError unless `conn` is what is wanted, saying where that is."""
     if not isinstance(conn, wanted):
         raise TypeError(f"conn must be a psycopg.{wanted.__name__}; got {conn!r:.200}{_where(conn)}")
+
+
+@contextmanager
+def closed_unless_out_of_pipeline(conn: Connection[Any] | AsyncConnection[Any]) -> Iterator[None]:
+    """Close `conn` if it was in no pipeline, and is in one after an error: nothing would ever be committed there.
+
+    psycopg 3.3.9 does not come out of a pipeline if it is interrupted on the way in, and then fails an assertion of its
+    own. What is raised is the interruption.
+    """
+    was_out = conn.pgconn.pipeline_status == PipelineStatus.OFF
+    try:
+        yield
+    except BaseException as error:
+        if was_out and conn.pgconn.pipeline_status != PipelineStatus.OFF:
+            conn.pgconn.finish()
+            if isinstance(error.__context__, CancelledError):
+                raise error.__context__ from None
+        raise
 
 
 def _where(conn: object) -> str:

@@ -85,6 +85,7 @@ _KEY_AND_SUMS = (
     "timed_jobs",
     "total_duration_ms",
 )
+_NOTHING = (None, None, None, "0", "0", "0", "0")
 _IS_BELIEVED = f"({_text('is_believed').removeprefix('SELECT ')})"
 _DURATIONS = _text("durations", is_believed=_IS_BELIEVED)
 _ADDED = {f"{jobs}_added": _text("add_to_row", jobs=jobs, durations=_DURATIONS) for jobs in ("job", "excluded")}
@@ -137,6 +138,9 @@ def update_job_stats_batch(*, schema: str, outcomes: Iterable[JobOutcome]) -> tu
 
     The order of the rows is that in which every batch locks them. None as the date makes a sum of its own, which the
     database, knowing its clock, adds to that day's.
+
+    The first of several counts nothing: psycopg, if it is cancelled before it has sent anything, sends and commits the
+    first alone.
     """
     _, upsert = _UPDATE_JOB_STATS(_schema(schema))
     if isinstance(outcomes, JobOutcome) or not isinstance(outcomes, Iterable):
@@ -156,7 +160,8 @@ def update_job_stats_batch(*, schema: str, outcomes: Iterable[JobOutcome]) -> tu
             of_key[place] += value
     today = datetime.datetime.now(datetime.UTC).date().isoformat()
     keys = sorted(sums, key=lambda key: (key[0], key[1], key[2] or today))
-    return upsert, [(str(key[0]), key[1], key[2], *map(str, sums[key])) for key in keys]
+    rows: list[Params] = [(str(key[0]), key[1], key[2], *map(str, sums[key])) for key in keys]
+    return upsert, [_NOTHING, *rows] if len(rows) > 1 else rows
 
 
 def get_stats(

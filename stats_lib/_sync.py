@@ -15,7 +15,7 @@ from psycopg.pq import PipelineStatus
 from psycopg.rows import Row
 
 from stats_lib import _queries
-from stats_lib._connections import check
+from stats_lib._connections import check, closed_unless_out_of_pipeline
 from stats_lib._types import JobOutcome, JobStats, Marketplace, MarketplaceSummary, PlatformSummary
 
 
@@ -83,6 +83,10 @@ def update_job_stats_batch(conn: Connection[Any], *, schema: str, outcomes: Iter
     outcomes of each row are added up, then one statement a row is sent, by psycopg's `executemany`, in one pipeline.
     That is a transaction of its own unless one is open, and nobody who shares the connection can fall into it.
 
+    A task that is cancelled meanwhile counts all or none. So does a thread in which a signal handler raises (Ctrl-C, a
+    task queue's time limit) if the batch is in `with conn.transaction():`; close the connection then. The library does
+    so itself where psycopg does not come out of its pipeline.
+
     Rows are taken in the order of action type, marketplace and day, and locked until the transaction ends. So no two
     batches wait for each other in a circle, nor does a transaction that counts one by one in that order.
 
@@ -95,7 +99,8 @@ def update_job_stats_batch(conn: Connection[Any], *, schema: str, outcomes: Iter
     check(conn, Connection)
     upsert, rows = _queries.update_job_stats_batch(schema=schema, outcomes=outcomes)
     if rows:
-        _Cursor(conn).executemany(upsert, rows)
+        with closed_unless_out_of_pipeline(conn):
+            _Cursor(conn).executemany(upsert, rows)
 
 
 def get_stats(

@@ -47,6 +47,6 @@ SELECT
     END,
     %(total_jobs)s::integer - %(timed_jobs)s::integer,
     %(total_duration_ms)s::bigint
-WHERE NOT EXISTS (SELECT 1 FROM updated)
+WHERE NOT EXISTS (SELECT 1 FROM updated) AND %(total_jobs)s::integer > 0
 ON CONFLICT (action_type_id, marketplace, date) DO UPDATE
 SET (total_jobs, success_count, failure_count, avg_duration_ms, untimed_jobs, total_duration_ms) = ({excluded_added})

@@ -150,6 +150,45 @@ def test_a_cancelled_batch_leaves_nothing(conn: Connection) -> None:
     assert 1 == jobs(conn)
 
 
+@pytest.mark.parametrize("autocommit", [True, False])
+@pytest.mark.parametrize("made", [1, 10])
+def test_cancelled_at_any_step(
+    conn: Connection, monkeypatch: pytest.MonkeyPatch, *, made: int, autocommit: bool
+) -> None:
+    """A batch that is cancelled is counted whole or not at all; its connection goes on, or is closed.
+
+    Where psycopg gives way to other tasks if the loop has been busy for 5 ms, it does so each time here.
+    """
+    monkeypatch.setattr("psycopg.waiting.MAX_BUSY_TIME", 0, raising=False)
+
+    async def cancel(own: AsyncConnection[Any], turns: int) -> bool:
+        task = asyncio.create_task(aio.update_job_stats_batch(own, schema="user_1", outcomes=outcomes(made)))
+        for _ in range(turns):
+            await asyncio.sleep(0)
+        task.cancel()
+        try:
+            await task
+        except asyncio.CancelledError:
+            return True
+        return False
+
+    async def main() -> None:
+        cancelled, turns = True, 0
+        while cancelled:
+            conn.execute(f"DELETE FROM {TABLE}")
+            async with await aconnect(conn, autocommit=autocommit) as own:
+                cancelled = await cancel(own, turns)
+                if went_on := not own.closed:
+                    await own.commit()
+                    assert jobs(conn) in ({0, made} if cancelled else {made})
+                    await aio.update_job_stats_batch(own, schema="user_1", outcomes=outcomes(3))
+                    await acount(own)
+            assert jobs(conn) in {4 * went_on, made + 4 * went_on}
+            turns += 1 + turns // 10
+
+    asyncio.run(main())
+
+
 def test_an_old_libpq(monkeypatch: pytest.MonkeyPatch) -> None:
     """Where libpq has no pipelines, a batch would not be all or nothing: the import says what is needed."""
     monkeypatch.setattr("psycopg.Pipeline.is_supported", lambda: False)
