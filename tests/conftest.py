@@ -5,6 +5,7 @@ it is the one at JOB_STATS_TEST_URL, a superuser's: nothing is left on it if tes
 """
 
 import os
+import signal
 from collections.abc import Iterator
 from functools import partial
 from pathlib import Path
@@ -19,6 +20,11 @@ from dev.server import Server, throwaway_server, wheel_bin_dir
 from tests.deploy import ROOT, yoyo
 from tests.hostile import Migrator, lay_out, take_over
 from tests.tenants import Connection, ok
+
+
+def pytest_configure() -> None:
+    """Let Ctrl-C end what the tests start, even if a script started them in the background, where it is ignored."""
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 def pytest_xdist_auto_num_workers() -> int:
