@@ -1,11 +1,10 @@
 """What may be given as `conn`, what to say of what may not, and when one has to be closed."""
 
-from asyncio import CancelledError
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
-from psycopg import AsyncConnection, AsyncCursor, Connection, Cursor, Pipeline
+from psycopg import AsyncConnection, AsyncCursor, Connection, Cursor, Error, Pipeline
 from psycopg.pq import PipelineStatus
 
 if not Pipeline.is_supported():  # without, executemany() is no transaction
@@ -27,21 +26,27 @@ def check(conn: object, wanted: type[Connection[Any]] | type[AsyncConnection[Any
 
 
 @contextmanager
-def closed_unless_out_of_pipeline(conn: Connection[Any] | AsyncConnection[Any]) -> Iterator[None]:
-    """Close `conn` if it was in no pipeline, and is in one after an error: nothing would ever be committed there.
+def closed_if_left_in_pipeline(conn: Connection[Any] | AsyncConnection[Any]) -> Iterator[None]:
+    """Close `conn` if a batch that was interrupted has left it in its pipeline: nothing would ever be committed there.
 
-    psycopg 3.3.9 does not come out of a pipeline if it is interrupted on the way in, and then fails an assertion of its
-    own. What is raised is the interruption.
+    psycopg 3.3.9 does not come out of a pipeline if it is interrupted on the way in, or in vain on the way out, and
+    raises an error of its own. What is raised here is the interruption.
     """
-    was_out = conn.pgconn.pipeline_status == PipelineStatus.OFF
+    was_in_pipeline = _is_in_pipeline(conn)
     try:
         yield
     except BaseException as error:
-        if was_out and conn.pgconn.pipeline_status != PipelineStatus.OFF:
+        refused_by_server = isinstance(error, Error) and error.sqlstate
+        if not refused_by_server and not was_in_pipeline and _is_in_pipeline(conn):
             conn.pgconn.finish()
-            if isinstance(error.__context__, CancelledError):
+            if isinstance(error, AssertionError | Error) and error.__context__:
                 raise error.__context__ from None
         raise
+
+
+def _is_in_pipeline(conn: Connection[Any] | AsyncConnection[Any]) -> bool:
+    """Whether it is, while nobody is at work: a batch of somebody else's holds the lock while it is in its pipeline."""
+    return not conn.lock.locked() and conn.pgconn.pipeline_status != PipelineStatus.OFF
 
 
 def _where(conn: object) -> str:

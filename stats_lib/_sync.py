@@ -15,7 +15,7 @@ from psycopg.pq import PipelineStatus
 from psycopg.rows import Row
 
 from stats_lib import _queries
-from stats_lib._connections import check, closed_unless_out_of_pipeline
+from stats_lib._connections import check, closed_if_left_in_pipeline
 from stats_lib._types import JobOutcome, JobStats, Marketplace, MarketplaceSummary, PlatformSummary
 
 
@@ -80,7 +80,8 @@ def update_job_stats_batch(conn: Connection[Any], *, schema: str, outcomes: Iter
     """Count many finished jobs in the tenant's `marketplace_job_stats`, all or none of them.
 
     The result is that of `update_job_stats` for each. It is for workers that finish many jobs, and for back-fills. The
-    outcomes of each row are added up, then one statement a row is sent, by psycopg's `executemany`, in one pipeline.
+    outcomes of each row are added up, then one statement a row is sent, by psycopg's `executemany`, in one pipeline,
+    after one that counts nothing if there are several.
     That is a transaction of its own unless one is open, and nobody who shares the connection can fall into it.
 
     A task that is cancelled meanwhile counts all or none. So does a thread in which a signal handler raises (Ctrl-C, a
@@ -88,7 +89,8 @@ def update_job_stats_batch(conn: Connection[Any], *, schema: str, outcomes: Iter
     so itself where psycopg does not come out of its pipeline.
 
     Rows are taken in the order of action type, marketplace and day, and locked until the transaction ends. So no two
-    batches wait for each other in a circle, nor does a transaction that counts one by one in that order.
+    batches wait for each other in a circle, nor does a transaction that counts one by one in that order. Only where
+    the dates are both None and given, and the client's day is not the server's, may PostgreSQL have to end one of two.
 
     - `schema`: as for `update_job_stats`.
     - `outcomes`: any iterable of `JobOutcome`, which is consumed before anything is sent; if it is empty, nothing is.
@@ -99,7 +101,7 @@ def update_job_stats_batch(conn: Connection[Any], *, schema: str, outcomes: Iter
     check(conn, Connection)
     upsert, rows = _queries.update_job_stats_batch(schema=schema, outcomes=outcomes)
     if rows:
-        with closed_unless_out_of_pipeline(conn):
+        with closed_if_left_in_pipeline(conn):
             _Cursor(conn).executemany(upsert, rows)
 
 

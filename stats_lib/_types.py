@@ -70,7 +70,7 @@ class JobStats(_Rates):
 
 @dataclass(frozen=True, slots=True)
 class MarketplaceSummary(_Rates):
-    """The jobs of one marketplace over some days; rates and the average are those of `JobStats`."""
+    """The jobs of one marketplace over some days; rates and the average are those of `JobStats`, but without limit."""
 
     marketplace: Marketplace
     total_jobs: int
@@ -81,7 +81,7 @@ class MarketplaceSummary(_Rates):
 
 @dataclass(frozen=True, slots=True)
 class PlatformSummary(_Rates):
-    """The jobs of one marketplace in all tenants over some days; rates and the average are those of `JobStats`.
+    """The jobs of one marketplace in all tenants over some days; rates and the average: see `MarketplaceSummary`.
 
     - `tenants`: how many had jobs there.
     - `tenants_skipped`: how many could not be read, and so are in no sum; the same in each row.

@@ -12,7 +12,7 @@ from psycopg.pq import PipelineStatus
 from psycopg.rows import Row
 
 from stats_lib import _queries, _sync
-from stats_lib._connections import check, closed_unless_out_of_pipeline
+from stats_lib._connections import check, closed_if_left_in_pipeline
 from stats_lib._types import JobOutcome, JobStats, Marketplace, MarketplaceSummary, PlatformSummary
 
 __all__ = ["get_platform_summary", "get_stats", "get_summary", "update_job_stats", "update_job_stats_batch"]
@@ -75,7 +75,7 @@ async def update_job_stats_batch(conn: AsyncConnection[Any], *, schema: str, out
     check(conn, AsyncConnection)
     upsert, rows = _queries.update_job_stats_batch(schema=schema, outcomes=outcomes)
     if rows:
-        with closed_unless_out_of_pipeline(conn):
+        with closed_if_left_in_pipeline(conn):
             await _Cursor(conn).executemany(upsert, rows)
 
 

@@ -151,19 +151,26 @@ def test_a_cancelled_batch_leaves_nothing(conn: Connection) -> None:
     assert 1 == jobs(conn)
 
 
-@pytest.mark.parametrize("autocommit", [True, False])
-@pytest.mark.parametrize("made", [1, 10])
+@pytest.mark.parametrize(
+    ("made", "others", "autocommit"), [(1, 0, True), (10, 0, True), (10, 0, False), (1, 3, True), (10, 3, True)]
+)
 def test_cancelled_at_any_step(
-    conn: Connection, monkeypatch: pytest.MonkeyPatch, *, made: int, autocommit: bool
+    conn: Connection, monkeypatch: pytest.MonkeyPatch, *, made: int, others: int, autocommit: bool
 ) -> None:
     """A batch that is cancelled is counted whole or not at all; its connection goes on, or is closed.
 
-    Where psycopg gives way to other tasks if the loop has been busy for 5 ms, it does so each time here.
+    Also after another task's batch, for which it has waited. Where psycopg gives way to other tasks if the loop has
+    been busy for 5 ms, it does so each time here.
     """
     monkeypatch.setattr("psycopg.waiting.MAX_BUSY_TIME", 0, raising=False)
 
-    async def cancel(own: AsyncConnection[Any], turns: int) -> bool:
-        task = asyncio.create_task(aio.update_job_stats_batch(own, schema="user_1", outcomes=outcomes(made)))
+    async def is_cancelled(own: AsyncConnection[Any], turns: int) -> bool:
+        other, task = (
+            asyncio.create_task(aio.update_job_stats_batch(own, schema="user_1", outcomes=outcomes(number)))
+            for number in [others, made]
+        )
+        if others:
+            await other
         for _ in range(turns):
             await asyncio.sleep(0)
         task.cancel()
@@ -178,16 +185,44 @@ def test_cancelled_at_any_step(
         while cancelled:
             conn.execute(f"DELETE FROM {TABLE}")
             async with await aconnect(conn, autocommit=autocommit) as own:
-                cancelled = await cancel(own, turns)
+                cancelled = await is_cancelled(own, turns)
                 if went_on := not own.closed:
                     await own.commit()
-                    assert jobs(conn) in ({0, made} if cancelled else {made})
+                    assert jobs(conn) - others in ({0, made} if cancelled else {made})
                     await aio.update_job_stats_batch(own, schema="user_1", outcomes=outcomes(3))
                     await acount(own)
-            assert jobs(conn) in {4 * went_on, made + 4 * went_on}
+            assert jobs(conn) - others in {4 * went_on, made + 4 * went_on}
             turns += 1 + turns // 10
 
     asyncio.run(main())
+
+
+def test_a_batch_that_is_cancelled_while_it_waits_for_another(conn: Connection) -> None:
+    """The other one, of another task on the same connection, is counted, and the connection goes on."""
+
+    async def main() -> None:
+        async with await aconnect(conn) as own, await aconnect(conn, autocommit=False) as blocker:
+            await acount(blocker, action_type_id=1)
+            single, other, cancelled = [
+                asyncio.create_task(call)
+                for call in [
+                    acount(own, action_type_id=9),
+                    aio.update_job_stats_batch(own, schema="user_1", outcomes=outcomes(5)),
+                    aio.update_job_stats_batch(own, schema="user_1", outcomes=outcomes(7)),
+                ]
+            ]
+            blocked = "SELECT pg_blocking_pids(%s) <> '{}'"
+            while (await (await blocker.execute(blocked, [own.info.backend_pid])).fetchone()) != (True,):
+                pass
+            cancelled.cancel()
+            with pytest.raises(asyncio.CancelledError):
+                await cancelled
+            await blocker.rollback()
+            await asyncio.gather(single, other)
+            await acount(own)
+
+    asyncio.run(main())
+    assert 1 + 5 + 1 == jobs(conn)
 
 
 def test_an_old_libpq(monkeypatch: pytest.MonkeyPatch) -> None:
