@@ -81,6 +81,13 @@ async def aconnect(conn: Connection, **options: Any) -> AsyncConnection[Any]:
     )
 
 
+async def until_it_waits(own: AsyncConnection[Any], blocker: AsyncConnection[Any]) -> None:
+    """Return when `own` waits for a lock."""
+    blocked = "SELECT pg_blocking_pids(%s) <> '{}'"
+    while (await (await blocker.execute(blocked, [own.info.backend_pid])).fetchone()) != (True,):
+        pass
+
+
 # One connection for all
 
 
@@ -138,9 +145,7 @@ def test_a_cancelled_batch_leaves_nothing(conn: Connection) -> None:
         async with await aconnect(conn) as own, await aconnect(conn, autocommit=False) as blocker:
             await acount(blocker, action_type_id=5)
             task = asyncio.create_task(aio.update_job_stats_batch(own, schema="user_1", outcomes=outcomes(10)))
-            blocked = "SELECT pg_blocking_pids(%s) <> '{}'"
-            while (await (await blocker.execute(blocked, [own.info.backend_pid])).fetchone()) != (True,):
-                pass
+            await until_it_waits(own, blocker)
             task.cancel()
             with pytest.raises(asyncio.CancelledError):
                 await task
@@ -211,9 +216,7 @@ def test_a_batch_that_is_cancelled_while_it_waits_for_another(conn: Connection) 
                     aio.update_job_stats_batch(own, schema="user_1", outcomes=outcomes(7)),
                 ]
             ]
-            blocked = "SELECT pg_blocking_pids(%s) <> '{}'"
-            while (await (await blocker.execute(blocked, [own.info.backend_pid])).fetchone()) != (True,):
-                pass
+            await until_it_waits(own, blocker)
             cancelled.cancel()
             with pytest.raises(asyncio.CancelledError):
                 await cancelled
