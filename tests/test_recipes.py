@@ -3,8 +3,6 @@
 import asyncio
 import datetime
 import json
-import subprocess
-import sys
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -18,9 +16,10 @@ from sqlalchemy.ext.asyncio import AsyncSession, create_async_engine
 from sqlalchemy.orm import Session
 
 from stats_lib import Marketplace, get_stats, get_summary
-from tests.deploy import ROOT, connect, libpq_env, psql
+from tests.deploy import connect, libpq_env, psql
 from tests.tenants import Connection, column, ok
 from tests.test_docs import blocks
+from tests.test_typing import CHECKERS, errors
 
 TODAY = datetime.datetime.now(datetime.UTC).date
 
@@ -48,16 +47,15 @@ def counted(conn: Connection) -> dict[str, int]:
     return {row.marketplace.value: row.total_jobs for row in get_summary(conn, schema="user_1")}
 
 
-def test_types(tmp_path: Path) -> None:
-    """`mypy --strict` accepts every block."""
+@pytest.mark.parametrize("checker", CHECKERS)
+def test_types(checker: str, tmp_path: Path) -> None:
+    """Type checkers accept every block."""
     files = []
     for document in ("docs/recipes.md", "docs/counting.md", "README.md"):
         for number, code in enumerate(blocks(document, "python")):
             files.append(tmp_path / f"{Path(document).stem}_{number}.py")
             files[-1].write_text(code)
-    mypy = [sys.executable, "-m", "mypy", "--strict", "--no-warn-unused-ignores", *map(str, files)]
-    checked = subprocess.run(mypy, cwd=ROOT, capture_output=True, text=True)
-    assert checked.returncode == 0, checked.stdout + checked.stderr
+    assert not errors(checker, *map(str, files))
 
 
 async def request(app: Any, method: str, path: str, query: str = "") -> tuple[int, Any]:

@@ -1,4 +1,7 @@
-"""How users call the library, for mypy alone (test_typing): each `type: ignore` is a mistake that it must report."""
+"""How users call the library, for type checkers alone: each `type: ignore` is a mistake that they must report."""
+
+# mypy: warn-unused-ignores
+# pyright: reportUnnecessaryTypeIgnoreComment=true
 
 import datetime
 from typing import Any, assert_type
@@ -62,7 +65,7 @@ async def right_async(conn: psycopg.AsyncConnection, rows_are_dicts: psycopg.Asy
 
 
 def wrong(conn: psycopg.Connection, row: JobStats, aconn: psycopg.AsyncConnection) -> None:
-    """What mypy reports."""
+    """What they report."""
     update_job_stats(conn, schema="user_1", action_type_id=1, success=True)  # type: ignore[call-arg]  # where?
     update_job_stats(conn, "user_1", 1, "ebay", True)  # type: ignore[call-arg]  # by keyword only
     update_job_stats(
@@ -85,7 +88,7 @@ def wrong(conn: psycopg.Connection, row: JobStats, aconn: psycopg.AsyncConnectio
 
 
 async def wrong_async(conn: psycopg.Connection, aconn: psycopg.AsyncConnection) -> None:
-    """What mypy reports."""
+    """What they report."""
     await aio.get_stats(conn, schema="user_1")  # type: ignore[arg-type]
     aio.get_summary(aconn, schema="user_1")  # type: ignore[unused-coroutine]
     for _ in aio.get_stats(aconn, schema="user_1"):  # type: ignore[attr-defined]
