@@ -323,16 +323,55 @@ def test_ids_that_are_not_unique_lose_no_row(migrated: Connection) -> None:
         VALUES
             (7000, 91, 'vinted', '2020-01-01', 111),
             (1, 92, 'vinted', '2020-01-01', 9),
-            (7000, 92, 'ebay', '2020-01-01', 5)
+            (7000, 92, 'ebay', '2020-01-01', 5),
+            (1, 93, 'ebay', '2020-01-01', 7),
+            (7001, 94, 'etsy', '2020-01-01', 8),
+            (7001, 95, 'ebay', '2020-01-01', 9)
         """
     )
     stats = "SELECT action_type_id, marketplace, total_jobs FROM user_1.marketplace_job_stats WHERE date = '2020-01-01'"
     before = sorted(migrated.execute(stats.encode()).fetchall())
     downgrade(migrated)
     folded = "SELECT action_type_id, total_jobs FROM user_1.vinted_job_stats WHERE date = '2020-01-01' ORDER BY 1"
-    assert migrated.execute(folded.encode()).fetchall() == [(91, 111), (92, 14)]
+    assert migrated.execute(folded.encode()).fetchall() == [(91, 111), (92, 14), (93, 7), (94, 8), (95, 9)]
     upgrade(migrated)
     assert sorted(migrated.execute(stats.encode()).fetchall()) == before
+
+
+@pytest.mark.parametrize("schema", ["user_1", "user_owner"])
+@pytest.mark.parametrize("hook", ["INSERT", "UPDATE", "DELETE", "rule"])
+def test_history_that_a_tenant_has_frozen(migrated: Connection, schema: str, hook: str) -> None:
+    """Where a trigger or a rule suppresses what is folded or unfolded, the tenant is named, and as it was."""
+    function = f"FUNCTION {schema}.frozen()"
+    migrated.execute(f"CREATE {function} RETURNS trigger LANGUAGE plpgsql AS 'BEGIN RETURN NULL; END'".encode())
+    create, drop = (
+        ("CREATE RULE frozen AS ON DELETE TO {} DO INSTEAD NOTHING", "DROP RULE frozen ON {}")
+        if hook == "rule"
+        else (
+            f"CREATE TRIGGER frozen BEFORE {hook} ON {{}} FOR EACH ROW EXECUTE {function}",
+            "DROP TRIGGER frozen ON {}",
+        )
+    )
+    for marketplace in ("vinted", "ebay", "etsy"):
+        count(migrated, schema, 1, marketplace, 5)
+    before = split(migrated, schema)
+    refused = []
+    for script, table in ((DOWNGRADE, "marketplace_job_stats"), (UPGRADE, "vinted_job_stats")):
+        migrated.execute(create.format(f"{schema}.{table}").encode())
+        ran = psql(migrated, "-f", script)
+        if ran.returncode:
+            assert f"{schema}: a trigger or a rule of {schema}.marketplace_job_stats has changed" in ran.stderr
+            refused.append(script)
+            migrated.execute(drop.format(f"{schema}.{table}").encode())
+            ok(psql(migrated, "-f", script))
+        else:
+            other = "marketplace_job_stats" if script == UPGRADE else "vinted_job_stats"
+            migrated.execute(drop.format(f"{schema}.{other}").encode())
+        if script == DOWNGRADE:
+            assert [row[2] for row in folded(migrated, schema)] == [15]
+    assert before == split(migrated, schema)
+    writes = {"INSERT": [UPGRADE], "UPDATE": [DOWNGRADE, UPGRADE], "DELETE": [DOWNGRADE], "rule": [DOWNGRADE]}
+    assert refused == writes[hook]
 
 
 def test_published_archives_and_default_privileges(migrated: Connection) -> None:

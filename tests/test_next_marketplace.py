@@ -162,6 +162,18 @@ def test_old_rows_to_their_marketplace(legacy: Connection, files: Callable[[str]
     )
     total[2] += 5
     split = "SELECT marketplace, action_type_id, sum(total_jobs) FROM user_owner.marketplace_job_stats GROUP BY 1, 2"
+    unassigned = set(legacy.execute(split).fetchall())
+    for event in ("DELETE", "UPDATE"):
+        legacy.execute(
+            f"""
+            CREATE FUNCTION app.frozen() RETURNS trigger LANGUAGE plpgsql AS 'BEGIN RETURN NULL; END';
+            CREATE TRIGGER frozen BEFORE {event} ON user_owner.marketplace_job_stats
+            FOR EACH ROW WHEN (OLD.action_type_id = 2 AND OLD.total_jobs > 0) EXECUTE FUNCTION app.frozen()
+            """.encode()
+        )
+        assert "user_owner: " in yoyo(legacy, "apply", *sources).stderr
+        assert set(legacy.execute(split).fetchall()) == unassigned
+        legacy.execute("DROP FUNCTION app.frozen CASCADE")
     ok(yoyo(legacy, "apply", *sources))
     theirs = {1: "vinted", 2: "ebay", 3: "etsy", 4: "ebay"}
     expected = {(theirs[action], action, jobs) for action, jobs in total.items()}

@@ -19,7 +19,7 @@ DECLARE
     tenant constant regnamespace := (SELECT relnamespace FROM pg_class WHERE oid = target);
     place constant text := format('%s.marketplace_job_stats_archive', tenant);
     needed boolean;
-    done boolean;
+    is_written boolean;
 BEGIN
     CALL tenancy.as_owner(target, format('job_stats.has_other_marketplaces(%L, %L)', target, folded), needed);
     IF NOT needed THEN
@@ -45,7 +45,12 @@ BEGIN
     CALL tenancy.hand_over(place, target);
     DELETE FROM job_stats.archives AS k WHERE NOT EXISTS (SELECT FROM pg_class AS c WHERE c.oid = k.archive);
     INSERT INTO job_stats.archives (archive) VALUES (place::regclass);
-    CALL tenancy.as_owner(target, format('job_stats.fold_rows(%L, %L)', target, folded), done);
+    CALL tenancy.as_owner(
+        target,
+        format('CASE WHEN job_stats.fold_rows(%1$L, %2$L) THEN job_stats.is_folded(%1$L, %2$L) END', target, folded),
+        is_written
+    );
+    CALL job_stats.refuse_unless(is_written, target);
     IF archive <> 'marketplace_job_stats_archive' THEN
         EXECUTE format('ALTER TABLE %s RENAME TO %I', place, archive);
     END IF;
@@ -137,6 +142,44 @@ BEGIN
 END
 $function$;
 
+-- Whether the table has what fold_rows() wrote, and no more of what it folded.
+CREATE OR REPLACE FUNCTION job_stats.is_folded(target regclass, folded text[])
+RETURNS boolean
+LANGUAGE plpgsql
+SET search_path = pg_catalog, pg_temp
+AS $function$
+DECLARE
+    tenant constant regnamespace := (SELECT relnamespace FROM pg_class WHERE oid = target);
+    differs boolean;
+BEGIN
+    EXECUTE format(
+        'SELECT EXISTS (
+            SELECT FROM %s.marketplace_job_stats_archive AS a
+            LEFT JOIN %s AS s ON
+                (s.action_type_id, s.date) = (a.action_type_id, a.date)
+                AND (s.marketplace::text = ''vinted'' OR (s.marketplace::text = ANY ($1)) IS NOT FALSE)
+            WHERE (s.id, s.marketplace::text, s.total_jobs, s.success_count, s.failure_count) IS DISTINCT FROM (
+                a.folded_id, ''vinted'', a.folded_total_jobs, a.folded_success_count, a.folded_failure_count
+            )
+        )', tenant, target
+    ) INTO differs USING folded;
+    RETURN NOT differs;
+END
+$function$;
+
+-- Raises if not: what triggers and rules of the tenant's do to rows is theirs, but no count is to be lost by it.
+CREATE OR REPLACE PROCEDURE job_stats.refuse_unless(is_written boolean, target regclass)
+LANGUAGE plpgsql
+SET search_path = pg_catalog, pg_temp
+AS $procedure$
+BEGIN
+    IF NOT is_written THEN
+        RAISE EXCEPTION 'a trigger or a rule of % has changed, or kept from it, what was written', target
+        USING DETAIL = '(Disable it until this is done.)';
+    END IF;
+END
+$procedure$;
+
 -- Gives Vinted's rows to the marketplace that their action type belongs to, by a table of the application's that has
 -- the columns id and marketplace, and where an id is of one marketplace only. As the owner, who must be able to read
 -- that table.
@@ -148,6 +191,7 @@ DECLARE
     assigned boolean;
 BEGIN
     CALL tenancy.as_owner(target, format('job_stats.assign_rows(%L, %L)', target, action_types), assigned);
+    CALL job_stats.refuse_unless(assigned, target);
 END
 $procedure$;
 
@@ -158,6 +202,8 @@ SET search_path = pg_catalog, pg_temp
 AS $function$
 DECLARE
     tenant constant regnamespace := (SELECT relnamespace FROM pg_class WHERE oid = target);
+    lost boolean;
+    is_left boolean;
 BEGIN
     PERFORM set_config('search_path', tenant::text || ', pg_temp', true);
     -- Where the marketplace has a row of that day already, Vinted's is added to it.
@@ -170,37 +216,53 @@ BEGIN
                 AND t.id = s.action_type_id
                 AND t.marketplace::text <> 'vinted'
                 AND (o.action_type_id, o.marketplace::text, o.date) = (s.action_type_id, t.marketplace::text, s.date)
-            RETURNING o.id, s.total_jobs, s.success_count, s.failure_count, s.avg_duration_ms
+            RETURNING
+                s.action_type_id, o.marketplace, s.date,
+                s.total_jobs, s.success_count, s.failure_count, s.avg_duration_ms
+        ),
+
+        added AS (
+            UPDATE marketplace_job_stats AS s
+            SET
+                total_jobs = s.total_jobs + m.total_jobs,
+                success_count = s.success_count + m.success_count,
+                failure_count = s.failure_count + m.failure_count,
+                avg_duration_ms = coalesce(
+                    pg_catalog.round(
+                        (
+                            s.avg_duration_ms::numeric * s.total_jobs::numeric
+                            + m.avg_duration_ms::numeric * m.total_jobs::numeric
+                        ) / nullif(s.total_jobs::numeric + m.total_jobs::numeric, 0::numeric)
+                    ),
+                    s.avg_duration_ms::numeric,
+                    m.avg_duration_ms::numeric
+                )
+            FROM moved AS m
+            WHERE (s.action_type_id, s.marketplace::text, s.date) = (m.action_type_id, m.marketplace::text, m.date)
+            RETURNING s.date
         )
 
-        UPDATE marketplace_job_stats AS s
-        SET
-            total_jobs = s.total_jobs + m.total_jobs,
-            success_count = s.success_count + m.success_count,
-            failure_count = s.failure_count + m.failure_count,
-            avg_duration_ms = coalesce(
-                pg_catalog.round(
-                    (
-                        s.avg_duration_ms::numeric * s.total_jobs::numeric
-                        + m.avg_duration_ms::numeric * m.total_jobs::numeric
-                    ) / nullif(s.total_jobs::numeric + m.total_jobs::numeric, 0::numeric)
-                ),
-                s.avg_duration_ms::numeric,
-                m.avg_duration_ms::numeric
-            )
-        FROM moved AS m
-        WHERE s.id = m.id
-    $$, action_types);
+        SELECT (SELECT pg_catalog.count(*) FROM moved) <> (SELECT pg_catalog.count(*) FROM added)
+    $$, action_types) INTO lost;
     EXECUTE pg_catalog.format($$
         UPDATE marketplace_job_stats AS s
         SET marketplace = t.marketplace
         FROM %1$s AS t
         WHERE s.marketplace::text = 'vinted' AND t.id = s.action_type_id AND t.marketplace::text <> 'vinted'
     $$, action_types);
-    RETURN true;
+    EXECUTE pg_catalog.format($$
+        SELECT EXISTS (
+            SELECT FROM marketplace_job_stats AS s
+            INNER JOIN %1$s AS t ON s.action_type_id = t.id
+            WHERE s.marketplace::text = 'vinted' AND t.marketplace::text <> 'vinted'
+        )
+    $$, action_types) INTO is_left;
+    RETURN NOT (lost OR is_left);
 END
 $function$;
 
 CALL tenancy.make_private('job_stats');
 -- Who own tenants may call these, for as_owner(), and, since they may not use the schema, can name none of them.
-GRANT EXECUTE ON FUNCTION job_stats.has_other_marketplaces, job_stats.fold_rows, job_stats.assign_rows TO public;
+GRANT EXECUTE ON FUNCTION
+job_stats.has_other_marketplaces, job_stats.fold_rows, job_stats.is_folded, job_stats.assign_rows
+TO public;

@@ -4,6 +4,7 @@ SET LOCAL search_path = pg_catalog, pg_temp;
 
 CALL tenancy.refuse_while_needed();
 
+DROP FUNCTION job_stats.is_unfolded;
 DROP FUNCTION job_stats.unfold_rows;
 DROP FUNCTION job_stats.forget_rows;
 DROP PROCEDURE job_stats.forget_deleted;

@@ -40,14 +40,19 @@ SET search_path = pg_catalog, pg_temp
 AS $procedure$
 DECLARE
     found regclass;
-    unfolded boolean;
+    is_written boolean;
 BEGIN
     CALL job_stats.lock_archive(target, archive, found);
     IF found IS NOT NULL THEN
         IF archive <> 'marketplace_job_stats_archive' THEN
             EXECUTE format('ALTER TABLE %s RENAME TO marketplace_job_stats_archive', found);
         END IF;
-        CALL tenancy.as_owner(target, format('job_stats.unfold_rows(%L)', target), unfolded);
+        CALL tenancy.as_owner(
+            target,
+            format('CASE WHEN job_stats.unfold_rows(%1$L) THEN job_stats.is_unfolded(%1$L, %2$L) END', target, found),
+            is_written
+        );
+        CALL job_stats.refuse_unless(is_written, target);
         DELETE FROM job_stats.archives AS k WHERE k.archive = found;
         EXECUTE format('DROP TABLE %s', found);
     END IF;
@@ -150,7 +155,7 @@ BEGIN
         failure_count = a.failure_count,
         avg_duration_ms = a.avg_duration_ms
     FROM marketplace_job_stats_archive AS a
-    WHERE s.id = a.id AND a.id = a.folded_id;
+    WHERE s.id = a.id AND a.id = a.folded_id AND (s.action_type_id, s.date) = (a.action_type_id, a.date);
 
     EXECUTE insert_others;
 
@@ -184,6 +189,37 @@ BEGIN
 END
 $function$;
 
+-- Whether the table has what unfold_rows() wrote.
+CREATE OR REPLACE FUNCTION job_stats.is_unfolded(target regclass, archive regclass)
+RETURNS boolean
+LANGUAGE plpgsql
+SET search_path = pg_catalog, pg_temp
+AS $function$
+DECLARE
+    differs boolean;
+BEGIN
+    EXECUTE format(
+        'SELECT EXISTS (
+            SELECT FROM (
+                SELECT action_type_id, marketplace::text, date, total_jobs, success_count, failure_count
+                FROM %1$s
+                UNION ALL
+                SELECT action_type_id, ''vinted'', date, added_total_jobs, added_success_count, added_failure_count
+                FROM %1$s
+                WHERE id = folded_id AND (added_total_jobs, added_success_count, added_failure_count) <> (0, 0, 0)
+            ) AS a
+            LEFT JOIN %2$s AS s ON
+                (s.action_type_id, s.marketplace::text, s.date) = (a.action_type_id, a.marketplace, a.date)
+            GROUP BY a.action_type_id, a.marketplace, a.date, s.total_jobs, s.success_count, s.failure_count
+            HAVING
+                (s.total_jobs, s.success_count, s.failure_count)
+                IS DISTINCT FROM (sum(a.total_jobs), sum(a.success_count), sum(a.failure_count))
+        )', archive, target
+    ) INTO differs;
+    RETURN NOT differs;
+END
+$function$;
+
 CALL tenancy.make_private('job_stats');
 -- Who own tenants may call these, for as_owner(), and, since they may not use the schema, can name none of them.
-GRANT EXECUTE ON FUNCTION job_stats.unfold_rows, job_stats.forget_rows TO public;
+GRANT EXECUTE ON FUNCTION job_stats.unfold_rows, job_stats.is_unfolded, job_stats.forget_rows TO public;
