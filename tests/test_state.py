@@ -228,6 +228,23 @@ def test_a_sequence_that_is_free_at_the_end_of_the_run(toolkit: Connection) -> N
     assert column(toolkit, "SELECT count(*) FROM tenancy.renames_left") == [0]
 
 
+def test_a_sequence_whose_name_is_taken_ends_no_run(toolkit: Connection) -> None:
+    """Left because it was in use, and impossible to rename since: the next run does the others, and this is named."""
+    sequence = "user_2.vinted_job_stats_id_seq"
+    toolkit.execute(f"CREATE SEQUENCE {sequence} OWNED BY user_2.vinted_job_stats.id".encode())
+    toolkit.execute("CREATE TABLE user_3.marketplace_job_stats ()")
+    with connect(toolkit, autocommit=False) as writer:
+        writer.execute(f"SELECT nextval('{sequence}')".encode())
+        assert "1 FAILED" in psql(toolkit, "-f", UPGRADE).stderr
+    toolkit.execute("CREATE TABLE user_2.marketplace_job_stats_id_seq ()")
+    refused = psql(toolkit, "-f", UPGRADE)
+    assert "0 done, 19 done before, 1 FAILED" in refused.stderr
+    assert "user_3: vinted_job_stats and marketplace_job_stats are both there" in refused.stderr
+    toolkit.execute("DROP TABLE user_3.marketplace_job_stats")
+    assert "user_2: sequence vinted_job_stats_id_seq is still to be renamed" in psql(toolkit, *UP).stderr
+    assert set(states(toolkit).values()) == {"migrated", "drifted", "missing"}
+
+
 def test_names_of_not_null_that_an_upgraded_server_gave(toolkit: Connection) -> None:
     """PostgreSQL 18 names them after the table, also where pg_upgrade meets a migrated one: they go back with it."""
     if toolkit.info.server_version < 180000:
