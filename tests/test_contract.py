@@ -139,3 +139,22 @@ def test_a_tenant_born_contracted(migrated: Connection) -> None:
     insert(migrated, "user_new", "vinted_job_stats")
     ok(psql(migrated, "-f", DOWNGRADE))
     assert len(rows(migrated, "user_new", "vinted_job_stats")) == 2
+
+
+def test_a_rollback_that_fails_can_be_taken_back(legacy: Connection) -> None:
+    """Until it has left the migration nowhere, that is expected of every tenant, and sweep() brings it back."""
+    ok(yoyo(legacy, "apply"))
+    legacy.execute("CREATE VIEW user_2.uses AS SELECT marketplace FROM user_2.marketplace_job_stats")
+    assert "user_2: cannot drop column marketplace" in yoyo(legacy, "rollback", "--revision", "0020").stderr
+    assert "user_1: is legacy" in yoyo(legacy, "apply").stderr
+    ok(psql(legacy, "-c", "CALL job_stats.sweep()"))
+    ok(psql(legacy, "-c", "CALL job_stats.verify(expected => 'migrated')"))
+
+    ok(yoyo(legacy, "apply", *BOTH))
+    legacy.execute("CREATE TABLE user_2.vinted_job_stats ()")
+    assert "1 FAILED" in yoyo(legacy, "rollback", "--revision", "0900", *BOTH).stderr
+    legacy.execute("DROP TABLE user_2.vinted_job_stats")
+    ok(yoyo(legacy, "apply", *BOTH))
+    assert "user_1: has not had 0900.drop-legacy-view" in psql(legacy, "-f", VERIFY).stderr
+    ok(psql(legacy, "-c", "CALL job_stats.sweep()"))
+    ok(psql(legacy, "-c", "CALL job_stats.verify(expected => 'contracted')"))

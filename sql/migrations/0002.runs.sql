@@ -95,7 +95,6 @@ LANGUAGE plpgsql
 SET search_path = pg_catalog, pg_temp
 AS $procedure$
 DECLARE
-    undone constant text := substring(migration FROM '(.*)\.rollback$'); -- NULL if this is no rollback
     matching integer;
     to_do integer;
 BEGIN
@@ -138,18 +137,10 @@ BEGIN
     RETURNING r.id INTO run_id;
 
     -- A migration begins with its number. Anything else is done once, and sweep() does not repeat it.
-    IF NOT tenancy.is_rehearsal() AND NOT tenancy.is_canary() AND migration ~ '^[0-9]' THEN
-        DELETE FROM tenancy.migrations AS m
-        WHERE m.name IN (migration, undone) OR ( -- with a rollback goes what came later to the same table
-            m.name COLLATE "C" > undone
-            AND EXISTS (
-                SELECT FROM tenancy.effects AS e
-                INNER JOIN tenancy.effects AS f USING (table_name)
-                WHERE e.migration = m.name AND f.migration = undone
-            )
-        );
+    IF NOT tenancy.is_rehearsal() AND NOT tenancy.is_canary() AND migration ~ '^[0-9](?!.*\.rollback$)' THEN
+        DELETE FROM tenancy.migrations AS m WHERE m.name = migration;
         INSERT INTO tenancy.migrations
-        SELECT migration, pending, script, lock_timeout_ms, attempts WHERE undone IS NULL;
+        VALUES (migration, pending, script, lock_timeout_ms, attempts);
     END IF;
     -- Of tables that are gone: their oid may be another's one day.
     DELETE FROM tenancy.undo AS u WHERE NOT EXISTS (SELECT FROM pg_class AS c WHERE c.oid = u.target);
@@ -157,11 +148,14 @@ BEGIN
 END
 $procedure$;
 
--- Ends a run. Where a tenant is as before though its script has ended, its own code has undone it: it has failed.
+-- Ends a run. Where a tenant is as before though its script has ended, its own code has undone it: it has failed. A
+-- migration is forgotten when its rollback has left it nowhere: until then, sweep() takes back what that has done.
 CREATE OR REPLACE PROCEDURE tenancy.finish_run(run_id bigint, migration text, pending text)
 LANGUAGE plpgsql
 SET search_path = pg_catalog, pg_temp
 AS $procedure$
+DECLARE
+    undone constant text := substring(migration FROM '(.*)\.rollback$'); -- NULL if this is no rollback
 BEGIN
     CALL tenancy.begin_step();
     INSERT INTO tenancy.journal (run_id, migration, schema_name, milliseconds, attempt, outcome, problem)
@@ -173,6 +167,20 @@ BEGIN
         SELECT l.schema_name FROM tenancy.look(pending) AS l WHERE l.is_pending
     );
     UPDATE tenancy.runs AS r SET finished_at = clock_timestamp() WHERE r.id = finish_run.run_id;
+
+    IF undone <> '' AND NOT tenancy.is_rehearsal() AND NOT tenancy.is_canary() AND NOT EXISTS (
+        SELECT FROM tenancy.look(pending) AS l WHERE l.is_pending
+    ) THEN
+        DELETE FROM tenancy.migrations AS m
+        WHERE m.name = undone OR ( -- with a rollback goes what came later to the same table
+            m.name COLLATE "C" > undone
+            AND EXISTS (
+                SELECT FROM tenancy.effects AS e
+                INNER JOIN tenancy.effects AS f USING (table_name)
+                WHERE e.migration = m.name AND f.migration = undone
+            )
+        );
+    END IF;
 END
 $procedure$;
 
