@@ -123,7 +123,7 @@ def test_a_straggler_is_found_and_swept(migrated: Connection) -> None:
 
 
 def test_apply_ends_with_the_verification(legacy: Connection) -> None:
-    """yoyo prints how many tenants were verified; with job_stats.verify=off it does not look."""
+    """yoyo prints how many tenants were verified; with job_stats.verify=off it looks only for what is expected."""
     legacy.execute("CREATE TABLE user_1.marketplace_job_stats_archive ()")
     legacy.execute("ALTER TABLE user_1.vinted_job_stats RENAME TO marketplace_job_stats")
     failed = yoyo(legacy, "apply")
@@ -131,6 +131,8 @@ def test_apply_ends_with_the_verification(legacy: Connection) -> None:
     assert "user_1: has not had 0020.marketplace-job-stats" in failed.stderr
     ok(yoyo(legacy, "unmark", "--revision", "0020"))
     ok(yoyo(legacy, "apply", env={"PGOPTIONS": "-c job_stats.verify=off"}))
+    expect = ["-c", "SET job_stats.verify = off", "-c", "CALL job_stats.verify(expected => 'migrated')"]
+    assert "user_1: " in psql(legacy, *expect).stderr
 
 
 def test_before_the_change_there_is_nothing_to_verify(toolkit: Connection) -> None:

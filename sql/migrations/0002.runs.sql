@@ -246,8 +246,12 @@ FROM (
         CASE
             WHEN r.finished_at IS NOT NULL THEN 'ended'
             WHEN pg_is_in_recovery() THEN 'unknown: ask the primary'
-            WHEN r.pid <> pg_backend_pid() AND EXISTS ( -- with another start, it would be another of this number
-                SELECT FROM pg_stat_activity AS a WHERE a.pid = r.pid AND (a.backend_start <= r.started_at) IS NOT FALSE
+            WHEN r.pid <> pg_backend_pid() AND r.started_at >= pg_postmaster_start_time() AND EXISTS (
+                SELECT FROM pg_stat_activity AS a -- with another start, which not all may see, it is another's number
+                WHERE
+                    a.pid = r.pid
+                    AND a.datname = current_database()
+                    AND (a.backend_start <= r.started_at) IS NOT FALSE
             ) THEN 'running'
             ELSE 'killed'
         END AS state,
