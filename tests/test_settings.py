@@ -164,7 +164,9 @@ def test_progress_tells_the_truth(toolkit: Connection) -> None:
             [other.info.backend_pid],
         )
         assert toolkit.execute(query).fetchall() == [("killed", 1)]
-        toolkit.execute("GRANT USAGE ON SCHEMA tenancy TO legacy_owner; GRANT SELECT ON tenancy.progress TO legacy_owner")
+        toolkit.execute(
+            "GRANT USAGE ON SCHEMA tenancy TO legacy_owner; GRANT SELECT ON tenancy.progress TO legacy_owner"
+        )
         with connect(toolkit, options="-c role=legacy_owner") as who_sees_no_starts:
             assert who_sees_no_starts.execute(query).fetchall() == [("killed", 1)]
 

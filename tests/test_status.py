@@ -7,11 +7,10 @@ import pytest
 from tests.deploy import connect, psql, yoyo
 from tests.tenants import EXACT, UP, UPGRADE, VERIFY, Connection, clone, clones, column, ok, running, states, wait_until
 
+NOT_AS_CREATED = "view vinted_job_stats is not as it was created: drop it, CALL job_stats.sweep()"
 DRIFTS = {
     "DROP VIEW user_1.vinted_job_stats": "no view vinted_job_stats",
-    "CREATE OR REPLACE VIEW user_1.vinted_job_stats AS TABLE user_2.vinted_job_stats": (
-        "view vinted_job_stats is not as it was created"
-    ),
+    "CREATE OR REPLACE VIEW user_1.vinted_job_stats AS TABLE user_2.vinted_job_stats": (NOT_AS_CREATED),
     """
     DO $$
     BEGIN
@@ -19,10 +18,21 @@ DRIFTS = {
             || replace(pg_get_viewdef('user_1.vinted_job_stats'), '''vinted''', '''ebay''');
     END
     $$
-    """: "view vinted_job_stats is not as it was created",
-    "CREATE RULE none AS ON INSERT TO user_1.vinted_job_stats DO INSTEAD NOTHING": (
-        "view vinted_job_stats is not as it was created"
-    ),
+    """: NOT_AS_CREATED,
+    """
+    DROP VIEW user_1.vinted_job_stats;
+    CREATE VIEW user_1.vinted_job_stats AS SELECT id, action_type_id, date, total_jobs
+    FROM user_1.marketplace_job_stats WHERE marketplace::text = 'vinted' WITH CASCADED CHECK OPTION
+    """: NOT_AS_CREATED,
+    """
+    DO $$
+    BEGIN
+        EXECUTE 'CREATE OR REPLACE VIEW user_1.vinted_job_stats WITH (security_invoker, check_option = cascaded) AS '
+            || replace(pg_get_viewdef('user_1.vinted_job_stats'), ';', ' AND date > date ''2026-01-01''');
+    END
+    $$
+    """: NOT_AS_CREATED,
+    "CREATE RULE none AS ON INSERT TO user_1.vinted_job_stats DO INSTEAD NOTHING": (NOT_AS_CREATED),
     "DROP VIEW user_1.vinted_job_stats; CREATE TABLE user_1.vinted_job_stats ()": (
         "vinted_job_stats and marketplace_job_stats are both there"
     ),

@@ -48,23 +48,30 @@ LEFT JOIN (
     GROUP BY 1
 ) AS n ON t.schema_oid = n.relnamespace;
 
--- The legacy views that are as they were created: they show Vinted's rows, and let none be written that they do not
--- show.
+-- The legacy views that are as they were created: they show Vinted's rows, all of these and all legacy columns, and let
+-- none be written that they do not show.
 CREATE OR REPLACE VIEW job_stats.legacy_views AS
 SELECT v.oid
 FROM pg_class AS v
 INNER JOIN pg_rewrite AS r ON v.oid = r.ev_class
+INNER JOIN pg_class AS t ON v.relnamespace = t.relnamespace AND t.relname = 'marketplace_job_stats'
+INNER JOIN pg_attribute AS m ON t.oid = m.attrelid AND m.attname = 'marketplace'
 WHERE
     v.relname = 'vinted_job_stats'
     AND v.relkind = 'v'
     AND v.reloptions @> '{check_option=cascaded}' -- which PostgreSQL gives only to a view that can be written
     AND pg_column_size(r.ev_action) < 200000
+    AND v.relnatts = (
+        SELECT count(*) FROM pg_attribute AS a
+        WHERE a.attrelid = t.oid AND a.attnum > 0 AND a.attnum < m.attnum AND NOT a.attisdropped
+    )
 GROUP BY 1
 HAVING
     count(*) = 1
     -- As it is stored, the one text in it is vinted, a byte a number.
     AND bool_and(position(' 118 105 110 116 101 100 ]' IN r.ev_action::text) > 0)
-    AND bool_and(array_length(string_to_array(r.ev_action::text, ':consttype 25 '), 1) = 2);
+    AND bool_and(array_length(string_to_array(r.ev_action::text, ':consttype 25 '), 1) = 2)
+    AND bool_and(position('{BOOLEXPR ' IN r.ev_action::text) = 0);
 
 -- What each tenant is, and, in words, what is wrong with it. In one pass over the catalogs, for thousands of tenants;
 -- locks and opens none. is_incomplete: it lacks a table or view that add_tenant() would make.
@@ -136,9 +143,10 @@ BEGIN
                     CASE
                         WHEN r.old_kind IS NULL THEN NULL
                         WHEN NOT d.has_default THEN 'view vinted_job_stats without a default of marketplace'
-                        WHEN v.oid IS NULL THEN 'view vinted_job_stats is not as it was created'
+                        WHEN v.oid IS NULL
+                            THEN 'view vinted_job_stats is not as it was created: drop it, CALL job_stats.sweep()'
                         WHEN (w.reloptions @> '{security_invoker=true}') IS NOT TRUE AND job_stats.outdoes(r.old, r.new)
-                            THEN 'view vinted_job_stats may show more than its table: drop it, and create it anew'
+                            THEN 'view vinted_job_stats may show more than its table: drop it, CALL job_stats.sweep()'
                     END,
                     CASE WHEN r.has_archive THEN 'marketplace_job_stats_archive is left' END
                 ), '')
