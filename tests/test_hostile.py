@@ -611,6 +611,97 @@ def test_an_archive_that_is_swapped_while_it_is_waited_for(migrator: Migrator) -
     assert states(empty)["user_evil"] == "legacy"
 
 
+def test_who_may_only_reference_a_table_of_the_migrators(migrator: Migrator) -> None:
+    """What a foreign key's check runs of evil's, when the migrator's own table is folded, leaves nothing for later."""
+    empty = migrator.superuser
+    with migrator.connect() as conn:
+        owner = conn.info.user
+    empty.execute(
+        f"""
+        ALTER TABLE user_victim.vinted_job_stats OWNER TO "{owner}";
+        GRANT USAGE ON SCHEMA user_victim TO legacy_evil;
+        GRANT REFERENCES ON user_victim.vinted_job_stats TO legacy_evil;
+        GRANT USAGE ON SEQUENCE template_tenant.vinted_job_stats_id_seq TO "{owner}";
+        """.encode()
+    )
+    ok(migrator.psql(*UP))
+    empty.execute(
+        """
+        INSERT INTO user_victim.marketplace_job_stats (action_type_id, date, marketplace, total_jobs)
+        SELECT 1, '2026-01-01', name, 5 FROM unnest('{vinted, ebay}'::text[]) AS name
+        """
+    )
+    before = counts(empty, "user_victim")
+    do(
+        migrator,
+        """
+        CREATE TABLE user_evil.child (a integer REFERENCES user_victim.marketplace_job_stats (id));
+        CREATE FUNCTION user_evil.hold(x text) RETURNS text IMMUTABLE LANGUAGE plpgsql AS $$
+        BEGIN
+            PERFORM user_evil.later();
+            RETURN x;
+        END $$;
+        CREATE FUNCTION user_evil.later() RETURNS void LANGUAGE plpgsql AS $$
+        BEGIN
+            IF session_user <> 'legacy_evil' THEN
+                EXECUTE 'DECLARE held CURSOR WITH HOLD FOR SELECT user_evil.strike()';
+            END IF;
+        EXCEPTION
+            WHEN OTHERS THEN
+                NULL;
+        END $$;
+        CREATE STATISTICS user_evil.s ON (user_evil.hold('x')), (user_evil.hold(a::text)) FROM user_evil.child
+        """,
+    )
+    ok(migrator.psql(*DOWN))
+    unharmed(empty)
+    ok(migrator.psql(*UP))
+    unharmed(empty)
+    assert counts(empty, "user_victim") == before
+
+
+@pytest.mark.parametrize("migrator", ["superuser"], indirect=True)
+def test_a_schema_keeps_its_name_during_its_turn(migrator: Migrator) -> None:
+    """Evil's other schema cannot take its place while the run, in mid-turn, finds what is in it by name."""
+    empty = migrator.superuser
+    empty.execute(f'GRANT CREATE ON DATABASE "{empty.info.dbname}" TO legacy_evil'.encode())
+    ok(migrator.psql(*UP))
+    with as_role(empty, "legacy_evil", autocommit=False) as reader, as_role(empty, "legacy_evil") as evil:
+        reader.execute("SELECT FROM user_evil.vinted_job_stats")
+        with running(migrator.psql, "-f", DOWNGRADE) as results:
+            wait_until(empty, "SELECT count(*) > 0 FROM pg_locks WHERE NOT granted AND relation > 0")
+            evil.execute("SET lock_timeout = '50ms'")
+            with pytest.raises(psycopg.errors.LockNotAvailable):
+                evil.execute("ALTER SCHEMA user_evil RENAME TO was_evil")
+            reader.rollback()
+    ok(results[0])
+
+
+@pytest.mark.parametrize("migrator", ["superuser"], indirect=True)
+def test_a_view_in_the_tables_place_when_deleted_rows_are_forgotten(migrator: Migrator) -> None:
+    """Where the schema is evil's and the table the migrator's: what is read is the table, or nothing."""
+    empty = migrator.superuser
+    empty.execute(f'ALTER TABLE user_evil.vinted_job_stats OWNER TO "{empty.info.user}"'.encode())
+    ok(migrator.psql(*UP))
+    empty.execute(
+        """
+        INSERT INTO user_evil.marketplace_job_stats (action_type_id, date, marketplace)
+        VALUES (1, '2026-01-01', 'ebay')
+        """
+    )
+    ok(migrator.psql(*DOWN))
+    forget = "CALL job_stats.forget_deleted('user_evil.vinted_job_stats')"
+    with as_role(empty, "legacy_evil", autocommit=False) as evil:
+        evil.execute("DROP TABLE user_evil.vinted_job_stats")
+        evil.execute("CREATE VIEW user_evil.vinted_job_stats AS SELECT 1 AS id WHERE user_evil.strike()")
+        evil.execute("GRANT SELECT ON user_evil.vinted_job_stats TO PUBLIC")
+        with running(migrator.psql, "-c", forget) as results:
+            wait_until(empty, "SELECT count(*) > 0 FROM pg_locks WHERE NOT granted")
+            evil.commit()
+    unharmed(empty)
+    assert "user_evil.vinted_job_stats is no longer what it was" in results[0].stderr
+
+
 @pytest.mark.parametrize("migrator", ["superuser"], indirect=True)
 def test_a_view_in_the_tables_place_locks_nothing_of_others(migrator: Migrator) -> None:
     """A view that evil puts there during the run is refused, before what it reads is locked."""

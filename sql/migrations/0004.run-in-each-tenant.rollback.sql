@@ -9,3 +9,4 @@ DROP PROCEDURE tenancy.next_migration;
 DROP PROCEDURE tenancy.for_each_tenant;
 DROP PROCEDURE tenancy.run_in_tenant;
 DROP PROCEDURE tenancy.run_script;
+DROP PROCEDURE tenancy.pin;

@@ -14,6 +14,30 @@
 SET LOCAL search_path = pg_catalog, pg_temp;
 SET LOCAL citus.enable_ddl_propagation = off; -- noqa: PRS
 
+-- Keeps a schema's name what it is, to the end of the transaction, by a grant that changes nothing: no lock does. A
+-- schema that took its place would be taken for it by the next statement that finds something in it by name.
+CREATE OR REPLACE PROCEDURE tenancy.pin(tenant name)
+LANGUAGE plpgsql
+SET search_path = pg_catalog, pg_temp
+AS $procedure$
+DECLARE
+    grant_again constant text := (
+        SELECT format(
+            CASE
+                WHEN has_schema_privilege(n.nspowner, n.oid, 'USAGE') THEN 'GRANT USAGE ON SCHEMA %I TO %s'
+                ELSE 'REVOKE USAGE ON SCHEMA %I FROM %s'
+            END, n.nspname, n.nspowner::regrole
+        )
+        FROM pg_namespace AS n
+        WHERE n.nspname = tenant
+    );
+BEGIN
+    IF NOT EXISTS (SELECT FROM pg_extension WHERE extname = 'citus') THEN -- which would grant it on all workers
+        EXECUTE grant_again;
+    END IF;
+END
+$procedure$;
+
 -- Runs a script whose unqualified names are the tenant's. As one statement: Citus refuses more than one in an EXECUTE.
 -- The settings are those under which undo scripts are written.
 CREATE OR REPLACE PROCEDURE tenancy.run_script(tenant name, script text)
@@ -30,6 +54,7 @@ BEGIN
     IF NOT has_schema_privilege(tenant, 'USAGE') THEN
         RAISE insufficient_privilege USING MESSAGE = 'permission denied for schema ' || tenant;
     END IF;
+    CALL tenancy.pin(tenant);
     PERFORM set_config('search_path', quote_ident(tenant) || ', pg_temp', true);
     EXECUTE block;
 END

@@ -12,12 +12,14 @@ SET LOCAL citus.enable_ddl_propagation = off; -- noqa: PRS
 -- to defer triggers, and takes back the settings. So such a view of the owner's calls the function, and is dropped
 -- again. It is made in our schema, where the owner can neither name nor rename it.
 --
--- Not needed where the owner could do all that we can: it is a superuser, or the role that migrates.
+-- So it is where the owner could do all that we can, too: a foreign key of a table elsewhere, whose owner may only
+-- reference this one, has that table read, and so its owner's expressions called, when rows here are deleted.
 CREATE OR REPLACE PROCEDURE tenancy.as_owner(target regclass, call text, INOUT result boolean)
 LANGUAGE plpgsql
 SET search_path = pg_catalog, pg_temp
 AS $procedure$
 DECLARE
+    is_citus constant boolean := EXISTS (SELECT FROM pg_extension WHERE extname = 'citus');
     origin record;
 BEGIN
     SELECT
@@ -31,7 +33,9 @@ BEGIN
     INNER JOIN pg_namespace AS n ON c.relnamespace = n.oid
     INNER JOIN pg_roles AS o ON c.relowner = o.oid
     WHERE c.oid = target;
-    IF NOT origin.trusted AND EXISTS (SELECT FROM pg_extension WHERE extname = 'citus') THEN
+    IF NOT FOUND THEN
+        RAISE EXCEPTION '% is gone', target;
+    ELSIF is_citus AND NOT origin.trusted THEN
         RAISE EXCEPTION 'rows of % are to be changed with the rights of its owner, %: on Citus, migrate as that role',
             target, origin.owner;
     END IF;
@@ -40,7 +44,7 @@ BEGIN
     IF origin.forced THEN
         EXECUTE format('ALTER TABLE %s NO FORCE ROW LEVEL SECURITY', target); -- all rows, or some would be lost
     END IF;
-    IF origin.trusted THEN
+    IF is_citus THEN
         EXECUTE 'SELECT ' || call INTO result;
     ELSE
         IF NOT origin.finds_it THEN

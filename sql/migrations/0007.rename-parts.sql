@@ -80,8 +80,8 @@ BEGIN
 END
 $procedure$;
 
--- At the end of a run: the sequences that were in use. What cannot be renamed stays, and job_stats.tenant_status names
--- it: it is not to end everybody's run.
+-- At the end of a run: the sequences that were in use. What cannot be renamed stays, to be named in its tenant's
+-- status: it is not to end everybody's run.
 CREATE OR REPLACE PROCEDURE tenancy.rename_left_over(lock_timeout_ms integer)
 LANGUAGE plpgsql
 SET search_path = pg_catalog, pg_temp

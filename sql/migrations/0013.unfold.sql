@@ -65,15 +65,26 @@ LANGUAGE plpgsql
 SET search_path = pg_catalog, pg_temp
 AS $procedure$
 DECLARE
+    place constant text := target;
+    home constant name := (
+        SELECT n.nspname FROM pg_class AS t INNER JOIN pg_namespace AS n ON t.relnamespace = n.oid WHERE t.oid = target
+    );
     archive name;
     found regclass;
     forgotten boolean;
 BEGIN
+    CALL tenancy.pin(home);
+    EXECUTE format('LOCK TABLE ONLY %s IN SHARE ROW EXCLUSIVE MODE', place);
+    IF to_regclass(place) IS DISTINCT FROM target OR NOT EXISTS (
+        SELECT FROM pg_class AS t WHERE t.oid = target AND t.relkind = 'r'
+    ) THEN
+        RAISE EXCEPTION '% is no longer what it was', place;
+    END IF;
     FOR archive IN
         SELECT a.relname
         FROM job_stats.archives AS k
         INNER JOIN pg_class AS a ON k.archive = a.oid
-        WHERE a.relnamespace = (SELECT t.relnamespace FROM pg_class AS t WHERE t.oid = target)
+        WHERE a.relnamespace = to_regnamespace(quote_ident(home))
     LOOP
         CALL job_stats.lock_archive(target, archive, found);
         CALL tenancy.as_owner(target, format('job_stats.forget_rows(%L, %L)', target, found), forgotten);

@@ -143,10 +143,9 @@ BEGIN
                     CASE
                         WHEN r.old_kind IS NULL THEN NULL
                         WHEN NOT d.has_default THEN 'view vinted_job_stats without a default of marketplace'
-                        WHEN v.oid IS NULL
-                            THEN 'view vinted_job_stats is not as it was created: drop it, CALL job_stats.sweep()'
+                        WHEN v.oid IS NULL THEN 'view vinted_job_stats is not as it was created: drop it, and sweep'
                         WHEN (w.reloptions @> '{security_invoker=true}') IS NOT TRUE AND job_stats.outdoes(r.old, r.new)
-                            THEN 'view vinted_job_stats may show more than its table: drop it, CALL job_stats.sweep()'
+                            THEN 'view vinted_job_stats may show more than its table: drop it, and sweep'
                     END,
                     CASE WHEN r.has_archive THEN 'marketplace_job_stats_archive is left' END
                 ), '')
