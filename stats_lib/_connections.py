@@ -1,5 +1,6 @@
 """What may be given as `conn`, what to say of what may not, and when one has to be closed."""
 
+import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -30,8 +31,9 @@ def closed_if_left_in_pipeline(conn: Connection[Any] | AsyncConnection[Any]) -> 
     """Close `conn` if a batch that was interrupted has left it in its pipeline: nothing would ever be committed there.
 
     psycopg 3.3.9 does not come out of a pipeline if it is interrupted on the way in, or in vain on the way out, and
-    raises an error of its own. What is raised here is the interruption.
+    raises an error of its own. What is raised here is the interruption, but never what the caller is handling.
     """
+    handled = sys.exception()
     was_in_pipeline = _is_in_pipeline(conn)
     try:
         yield
@@ -39,7 +41,7 @@ def closed_if_left_in_pipeline(conn: Connection[Any] | AsyncConnection[Any]) -> 
         refused_by_server = isinstance(error, Error) and error.sqlstate
         if not refused_by_server and not was_in_pipeline and _is_in_pipeline(conn):
             conn.pgconn.finish()
-            if isinstance(error, AssertionError | Error) and error.__context__:
+            if isinstance(error, AssertionError | Error) and error.__context__ not in (None, handled):
                 raise error.__context__ from None
         raise
 

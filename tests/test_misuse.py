@@ -164,16 +164,19 @@ def test_cancelled_at_any_step(
 ) -> None:
     """A batch that is cancelled is counted whole or not at all; its connection goes on, or is closed.
 
-    Also after another task's batch, for which it has waited. Where psycopg gives way to other tasks if the loop has
-    been busy for 5 ms, it does so each time here.
+    Also after another task's batch, for which it has waited, and where another error is being handled. Where psycopg
+    gives way to other tasks if the loop has been busy for 5 ms, it does so each time here.
     """
     monkeypatch.setattr("psycopg.waiting.MAX_BUSY_TIME", 0, raising=False)
 
+    async def batch(own: AsyncConnection[Any], number: int) -> None:
+        try:
+            raise KeyError
+        except KeyError:
+            await aio.update_job_stats_batch(own, schema="user_1", outcomes=outcomes(number))
+
     async def is_cancelled(own: AsyncConnection[Any], turns: int) -> bool:
-        other, task = (
-            asyncio.create_task(aio.update_job_stats_batch(own, schema="user_1", outcomes=outcomes(number)))
-            for number in [others, made]
-        )
+        other, task = (asyncio.create_task(batch(own, number)) for number in [others, made])
         if others:
             await other
         for _ in range(turns):
@@ -226,6 +229,30 @@ def test_a_batch_that_is_cancelled_while_it_waits_for_another(conn: Connection) 
 
     asyncio.run(main())
     assert 1 + 5 + 1 == jobs(conn)
+
+
+@pytest.mark.parametrize("made", [1, 3])
+def test_a_connection_that_is_dead(conn: Connection, made: int) -> None:
+    """A batch says so, and never raises again what the caller is already handling."""
+    terminate = "SELECT pg_terminate_backend(%s, 10000)"
+    with connect(conn) as own:
+        column(conn, terminate, own.info.backend_pid)
+        try:
+            raise KeyError
+        except KeyError:
+            with pytest.raises(psycopg.OperationalError):
+                update_job_stats_batch(own, schema="user_1", outcomes=outcomes(made))
+
+    async def main() -> None:
+        async with await aconnect(conn) as own:
+            column(conn, terminate, own.info.backend_pid)
+            try:
+                raise KeyError
+            except KeyError:
+                with pytest.raises(psycopg.OperationalError):
+                    await aio.update_job_stats_batch(own, schema="user_1", outcomes=outcomes(made))
+
+    asyncio.run(main())
 
 
 def test_an_old_libpq(monkeypatch: pytest.MonkeyPatch) -> None:
