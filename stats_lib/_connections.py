@@ -34,12 +34,13 @@ def closed_if_left_in_pipeline(conn: Connection[Any] | AsyncConnection[Any]) -> 
     raises an error of its own. What is raised here is the interruption, but never what the caller is handling.
     """
     handled = sys.exception()
-    was_in_pipeline = _is_in_pipeline(conn)
+    before = conn._pipeline  # that it is in one does not say whose: another task's batch may be at work
     try:
         yield
     except BaseException as error:
         refused_by_server = isinstance(error, Error) and error.sqlstate
-        if not refused_by_server and not was_in_pipeline and _is_in_pipeline(conn):
+        is_anothers = before and conn._pipeline is before
+        if not refused_by_server and not is_anothers and _is_in_pipeline(conn):
             conn.pgconn.finish()
             if isinstance(error, AssertionError | Error) and error.__context__ not in (None, handled):
                 raise error.__context__ from None

@@ -231,6 +231,23 @@ def test_a_batch_that_is_cancelled_while_it_waits_for_another(conn: Connection) 
     assert 1 + 5 + 1 == jobs(conn)
 
 
+def test_a_batch_that_is_cancelled_in_a_pipeline_of_another_task(conn: Connection) -> None:
+    """Where it has waited until the other is not at work: the pipeline is the other's, and the connection goes on."""
+
+    async def main() -> None:
+        async with await aconnect(conn) as own, own.pipeline():
+            async with own.lock:  # as psycopg does while it is at work
+                cancelled = asyncio.create_task(aio.update_job_stats_batch(own, schema="user_1", outcomes=outcomes(7)))
+                await asyncio.sleep(0)
+            cancelled.cancel()
+            with pytest.raises(asyncio.CancelledError):
+                await cancelled
+            await acount(own)
+
+    asyncio.run(main())
+    assert 1 == jobs(conn)
+
+
 @pytest.mark.parametrize("made", [1, 3])
 def test_a_connection_that_is_dead(conn: Connection, made: int) -> None:
     """A batch says so, and never raises again what the caller is already handling."""
