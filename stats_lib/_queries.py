@@ -25,10 +25,12 @@ from stats_lib._types import JobOutcome, JobStats, Marketplace, MarketplaceSumma
 
 MIN_ACTION_TYPE_ID, MAX_ACTION_TYPE_ID = -(2**31), 2**31 - 1  # what the column, an integer, can hold
 MAX_DAYS = 1_000_000  # within what PostgreSQL can subtract from any day of Python's
-MAX_DURATION = datetime.timedelta(milliseconds=2**32)  # of 2^31 - 1 jobs, as many as a row counts, the sum is a bigint
+MAX_MILLISECONDS = 2**32  # of 2^31 - 1 jobs, as many as a row counts, the sum is a bigint
 MAX_SCHEMA_BYTES = 63  # a longer name would be truncated by PostgreSQL, perhaps to another tenant's
 
-_NO_TIME, _MILLISECOND = datetime.timedelta(0), datetime.timedelta(milliseconds=1)
+_MILLISECOND = datetime.timedelta(milliseconds=1)
+# What a value of a derived class is, however that compares, hashes or divides: this is checked, and sent.
+_plain_str, _plain_int, _divided = str.__str__, int.__int__, datetime.timedelta.__truediv__
 _MEMBERS = {member.value: member for member in Marketplace}
 _READ_AS = _MEMBERS | {name.encode(): member for name, member in _MEMBERS.items()}  # bytes if the encoding is SQL_ASCII
 _TEXT = re.compile(r"[^\0\ud800-\udfff]+")  # UTF-8 has no surrogates
@@ -276,15 +278,15 @@ def _is_name(schema: str) -> bool:
 
 
 def _schema(schema: str) -> str:
-    if not isinstance(schema, str) or not _is_name(schema):
-        raise _refusal("schema", schema, f"a name of 1 to {MAX_SCHEMA_BYTES} bytes in UTF-8, none of them NUL")
-    return schema
+    if isinstance(schema, str) and _is_name(plain := _plain_str(schema)):
+        return plain
+    raise _refusal("schema", schema, f"a name of 1 to {MAX_SCHEMA_BYTES} bytes in UTF-8, none of them NUL")
 
 
 def _marketplace(marketplace: str) -> Marketplace:
-    if not isinstance(marketplace, str) or marketplace not in _MEMBERS:
-        raise _refusal("marketplace", marketplace, " or ".join(repr(m.value) for m in Marketplace))
-    return _MEMBERS[marketplace]
+    if isinstance(marketplace, str) and (member := _MEMBERS.get(_plain_str(marketplace))):
+        return member
+    raise _refusal("marketplace", marketplace, " or ".join(repr(m.value) for m in Marketplace))
 
 
 def _marketplaces(marketplace: Marketplace | str | None) -> list[Marketplace]:
@@ -308,15 +310,18 @@ def _days(days: int) -> int:
 
 
 def _milliseconds(duration: datetime.timedelta) -> int:
-    if not isinstance(duration, datetime.timedelta) or not _NO_TIME <= duration <= MAX_DURATION:
-        raise _refusal("duration", duration, f"a datetime.timedelta from 0 to {MAX_DURATION}, or None")
-    return round(duration / _MILLISECOND)
+    if isinstance(duration, datetime.timedelta):
+        milliseconds = _divided(duration, _MILLISECOND)
+        if 0 <= milliseconds <= MAX_MILLISECONDS:
+            return round(milliseconds)
+    longest = MAX_MILLISECONDS * _MILLISECOND
+    raise _refusal("duration", duration, f"a datetime.timedelta from 0 to {longest}, or None")
 
 
 def _integer(name: str, value: int, low: int, high: int) -> int:
-    if not isinstance(value, int) or isinstance(value, bool) or not low <= value <= high:
-        raise _refusal(name, value, f"an integer from {low} to {high}")
-    return int(value)
+    if isinstance(value, int) and not isinstance(value, bool) and low <= (plain := _plain_int(value)) <= high:
+        return plain
+    raise _refusal(name, value, f"an integer from {low} to {high}")
 
 
 def _refusal(name: str, value: object, allowed: str) -> ValueError:

@@ -304,6 +304,15 @@ def test_enumerated_action_type(conn: Connection) -> None:
     assert [40] == [row.action_type_id for row in read(conn)]
 
 
+def test_types_of_the_application(conn: Connection) -> None:
+    """A value of a derived class is taken as what it is: no comparison or division of its own counts elsewhere."""
+    count(conn, schema=Text("user_1"), marketplace=Text("ebay"), action_type_id=Number(7), duration=Duration(0, 1))
+    with pytest.raises(psycopg.errors.UndefinedTable):
+        count(conn, schema=Text("USER_1"))
+    (row,) = read(conn, schema=Text("user_1"))
+    assert (7, 1, 1000) == (row.action_type_id, row.total_jobs, row.avg_duration_ms)
+
+
 # What is read back
 
 
@@ -503,17 +512,56 @@ def test_settings_of_the_session_do_not_matter(conn: Connection, setting: str) -
 
 # What is refused
 
+
+class Text(str):
+    """The application's own, which knows no upper case."""
+
+    __slots__ = ()
+
+    def __eq__(self, other: object) -> bool:
+        """Compare in lower case."""
+        return self.lower() == str(other).lower()
+
+    def __hash__(self) -> int:
+        """Return the same for what is equal."""
+        return hash(self.lower())
+
+
+class Number(int):
+    """The application's own, which is in any range."""
+
+    def __le__(self, other: object) -> bool:
+        """Say yes."""
+        return True
+
+    __ge__ = __le__
+
+
+class Duration(datetime.timedelta):
+    """The application's own, which is in any range, and divided in a way of its own, as pendulum's is."""
+
+    def __le__(self, other: object) -> bool:
+        """Say yes."""
+        return True
+
+    __ge__ = __le__
+
+    def __truediv__(self, other: Any) -> Any:
+        """Return what cannot be rounded."""
+        return self
+
+
 BAD_SCHEMAS = [None, "", "user_1\0", "user_\udc80", b"user_1", 1, "x" * 64, "é" * 32]
-BAD_MARKETPLACES = ["", "EBAY", "Vinted", "amazon", " ebay", b"ebay", 1, ["ebay"]]
+BAD_MARKETPLACES = ["", "EBAY", Text("EBAY"), "Vinted", "amazon", " ebay", b"ebay", 1, ["ebay"]]
 
 
 BAD_ARGUMENTS: list[tuple[partial[Any], str, object]] = [
     *((count, "schema", value) for value in BAD_SCHEMAS),
-    *((count, "action_type_id", value) for value in (None, True, "1", 1.0, 2**31, -(2**31) - 1)),
+    *((count, "action_type_id", value) for value in (None, True, "1", 1.0, 2**31, -(2**31) - 1, Number(2**40))),
     *((count, "marketplace", value) for value in (None, *BAD_MARKETPLACES)),
     *((count, "success", value) for value in (None, 1, "true")),
     *((count, "duration", value) for value in (1500, 1.5, "1s", ms(-0.001), MAX_DURATION + ms(0.001))),
-    *((count, "duration", value) for value in (datetime.timedelta.min, datetime.timedelta.max)),
+    *((count, "duration", value) for value in (datetime.timedelta.min, datetime.timedelta.max, Duration(50))),
     *(
         (count, "date", value)
         for value in ("2025-01-31", 20250131, datetime.datetime(2025, 1, 31, tzinfo=datetime.UTC))
