@@ -3,11 +3,13 @@
 import asyncio
 import datetime
 import json
+from contextlib import suppress
 from pathlib import Path
 from types import ModuleType
 from typing import Any
 
 import django
+import psycopg
 import pytest
 import sqlalchemy
 from django.conf import settings
@@ -59,7 +61,7 @@ def test_types(checker: str, tmp_path: Path) -> None:
 
 
 async def request(app: Any, method: str, path: str, query: str = "") -> tuple[int, Any]:
-    """What an ASGI application answers."""
+    """What an ASGI application answers, whatever becomes of it then."""
     sent: list[dict[str, Any]] = []
     scope = {
         "type": "http",
@@ -77,20 +79,27 @@ async def request(app: Any, method: str, path: str, query: str = "") -> tuple[in
     async def send(message: dict[str, Any]) -> None:
         sent.append(message)
 
-    await app(scope, receive, send)
-    return sent[0]["status"], json.loads(b"".join(message.get("body", b"") for message in sent))
+    with suppress(psycopg.Error):
+        await app(scope, receive, send)
+    body = b"".join(message.get("body", b"") for message in sent)
+    return sent[0]["status"], json.loads(body) if sent[0]["status"] == 200 else None
 
 
-@pytest.mark.usefixtures("conn")
-def test_fastapi() -> None:
-    """A job is counted by one request, and read by the next, with its rates."""
+def test_fastapi(conn: Connection) -> None:
+    """A job is counted by one request, and read by the next, with its rates; one that is refused is answered so."""
     module = recipe("docs/recipes.md", "python", "FastAPI(")
 
     async def main() -> Any:
         async with module.lifespan(module.app):
             assert (200, None) == await request(module.app, "POST", "/alice/jobs/7/ebay", "seconds=1.5")
-            status, _ = await request(module.app, "POST", "/alice/jobs/7/amazon", "seconds=1.5")
-            assert status == 422
+            assert (404, None) == await request(module.app, "POST", "/eve/jobs/7/ebay", "seconds=1.5")
+            for job in ("amazon?seconds=1.5", *(f"ebay?seconds={seconds}" for seconds in ("-1", "nan", "inf", "1e9"))):
+                path, query = f"/alice/jobs/7/{job}".split("?")
+                assert (422, None) == await request(module.app, "POST", path, query)
+            assert (422, None) == await request(module.app, "POST", f"/alice/jobs/{2**31}/ebay", "seconds=1.5")
+            assert (422, None) == await request(module.app, "GET", "/alice/summary", "days=0")
+            conn.execute(_REFUSAL)
+            assert (500, None) == await request(module.app, "POST", "/alice/jobs/7/ebay", "seconds=1.5")
             return await request(module.app, "GET", "/alice/summary", "days=1")
 
     assert asyncio.run(main()) == (
@@ -101,6 +110,13 @@ def test_fastapi() -> None:
             {"marketplace": "vinted", "total_jobs": 0, "failure_rate": 0.0, "avg_duration_ms": None},
         ],
     )
+
+
+_REFUSAL = """
+    CREATE FUNCTION public.refuse() RETURNS trigger LANGUAGE plpgsql AS 'BEGIN RAISE ''no''; END';
+    CREATE CONSTRAINT TRIGGER refuse AFTER UPDATE ON user_1.marketplace_job_stats
+    DEFERRABLE INITIALLY DEFERRED FOR EACH ROW EXECUTE FUNCTION public.refuse();
+"""
 
 
 def test_sqlalchemy(conn: Connection) -> None:
