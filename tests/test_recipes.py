@@ -175,6 +175,17 @@ def test_timed(conn: Connection) -> None:
     assert row.avg_duration_ms is not None
 
 
+def test_timed_without_statistics(conn: Connection, caplog: pytest.LogCaptureFixture) -> None:
+    """Where a job cannot be counted, that is logged, and the job ends as it has ended."""
+    timed = recipe("docs/recipes.md", "python", "def timed(").timed
+    conn.close()
+    with timed(conn, "user_1", 7, Marketplace.EBAY):
+        pass
+    with pytest.raises(ZeroDivisionError), timed(conn, "user_1", 7, Marketplace.EBAY):
+        raise ZeroDivisionError
+    assert ["a job of user_1 is not in the statistics"] * 2 == caplog.messages
+
+
 def test_a_day_each(conn: Connection) -> None:
     """Every day is there, oldest first, those without jobs too."""
     conn.execute(
