@@ -38,9 +38,10 @@ def update_job_stats(
 ) -> None:
     """Count one finished job in the tenant's `marketplace_job_stats`.
 
-    It sends one statement, or two if there is no row yet, each complete in itself. It begins no transaction, and loses
-    no concurrent update, on a shared connection neither. In a pipeline (`with conn.pipeline():`) it waits for nothing.
-    The row is locked until the caller's transaction ends. Only a new row takes an id from the sequence.
+    It sends one statement, or two if there is no row yet or old code has changed it, each complete in itself. It begins
+    no transaction, and loses no concurrent update, on a shared connection neither. In a pipeline (`with
+    conn.pipeline():`) it waits for nothing. The row is locked until the caller's transaction ends. Only a new row takes
+    an id from the sequence.
 
     - `schema`: the tenant's schema, 1 to 63 bytes, used as it is (never parsed, folded or looked up in `search_path`).
     - `action_type_id`: a 32-bit integer; the same id means another thing on another marketplace.
@@ -84,9 +85,10 @@ def update_job_stats_batch(conn: Connection[Any], *, schema: str, outcomes: Iter
     after one that counts nothing if there are several.
     That is a transaction of its own unless one is open, and nobody who shares the connection can fall into it.
 
-    A task that is cancelled meanwhile counts all or none. So does a thread in which a signal handler raises (Ctrl-C, a
-    task queue's time limit) if the batch is in `with conn.transaction():`; close the connection then. The library does
-    so itself where psycopg does not come out of its pipeline.
+    A task of asyncio's that is cancelled meanwhile counts all or none. So does a thread in which a signal handler
+    raises (Ctrl-C, a task queue's time limit), or a greenlet that is killed, if the batch is in `with
+    conn.transaction():`; close the connection then. The library does so itself where psycopg does not come out of its
+    pipeline.
 
     Rows are taken in the order of action type, marketplace and day, and locked until the transaction ends. So no two
     batches wait for each other in a circle, nor does a transaction that counts one by one in that order. Only where

@@ -124,6 +124,35 @@ def test_threads_share_a_connection(conn: Connection) -> None:
     assert 50 * 3 + 40 == jobs(conn)
 
 
+def test_a_transaction_on_a_shared_connection(conn: Connection) -> None:
+    """What others count meanwhile falls into it, and is lost with it."""
+
+    async def main() -> None:
+        async with await aconnect(conn) as own, own.transaction(force_rollback=True):
+            await asyncio.gather(acount(own), aio.update_job_stats_batch(own, schema="user_1", outcomes=outcomes(3)))
+
+    asyncio.run(main())
+    assert 0 == jobs(conn)
+
+
+def test_a_handler_of_notifications_that_raises(conn: Connection) -> None:
+    """The job is counted nevertheless, and the connection has to be closed."""
+
+    def handler(_: psycopg.Notify) -> None:
+        raise ZeroDivisionError
+
+    count(conn)
+    with connect(conn) as own:
+        own.execute("LISTEN jobs")
+        own.add_notify_handler(handler)
+        conn.execute("NOTIFY jobs")
+        with pytest.raises(ZeroDivisionError):
+            count(own)
+        assert TransactionStatus.ACTIVE == own.info.transaction_status
+        own.close()
+    assert 2 == jobs(conn)
+
+
 def test_a_batch_is_all_or_nothing_in_autocommit(conn: Connection) -> None:
     """A batch that fails at its last row leaves nothing, no row at zero either."""
     count(conn, action_type_id=9)
