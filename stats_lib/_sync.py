@@ -44,6 +44,7 @@ def update_job_stats(
     an id from the sequence.
 
     - `schema`: the tenant's schema, 1 to 63 bytes, used as it is (never parsed, folded or looked up in `search_path`).
+      If `client_encoding` cannot spell it, psycopg raises UnicodeEncodeError, a ValueError, but may have sent a BEGIN.
     - `action_type_id`: a 32-bit integer; the same id means another thing on another marketplace.
     - `marketplace`: a `Marketplace` or its value, in lower case.
     - `success`: True counts a success, False a failure.

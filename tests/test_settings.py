@@ -145,6 +145,15 @@ def test_rehearse_and_apply(toolkit: Connection) -> None:
     assert "19 rehearsed, 0 done before, 1 FAILED" in rehearsal.stderr
 
 
+def test_an_encoding_that_yoyo_cannot_read(toolkit: Connection) -> None:
+    """With SQL_ASCII, a database's or a client's, yoyo fails until it is told another."""
+    alter_database(toolkit, "client_encoding = 'SQL_ASCII'")
+    failed = yoyo(toolkit, "apply")
+    assert failed.returncode
+    assert "operator does not exist: information_schema.sql_identifier = bytea" in failed.stderr
+    ok(yoyo(toolkit, "apply", env={"PGCLIENTENCODING": "UTF8"}))
+
+
 def test_progress_tells_the_truth(toolkit: Connection) -> None:
     """Of a run that has ended nothing is left to do, though tenants were dropped; another process is not the run's."""
     with connect(toolkit, autocommit=False) as blocker:

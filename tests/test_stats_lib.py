@@ -639,6 +639,16 @@ def test_extremes_are_stored(conn: Connection, action_type_id: int, date: dateti
     assert [(action_type_id, date)] == stored
 
 
+def test_a_schema_that_the_encoding_cannot_spell(conn: Connection) -> None:
+    """It is a ValueError of psycopg's, and an open transaction goes on."""
+    with connect(conn, autocommit=False, client_encoding="LATIN1") as own:
+        for call in (count, read, add_up):
+            with pytest.raises(UnicodeEncodeError):
+                call(own, schema="user_€")
+        count(own)
+    assert [1] == [row.total_jobs for row in read(conn)]
+
+
 @pytest.mark.parametrize("call", [count, read, add_up])
 def test_driver_errors_pass_through(conn: Connection, call: Callable[..., object]) -> None:
     """A schema without the table is psycopg's UndefinedTable, not an error of ours."""
