@@ -325,4 +325,4 @@ def _integer(name: str, value: int, low: int, high: int) -> int:
 
 
 def _refusal(name: str, value: object, allowed: str) -> ValueError:
-    return ValueError(f"{name} must be {allowed}; got {value!r}")
+    return ValueError(f"{name} must be {allowed}; got {value!r:.200}")

@@ -620,6 +620,12 @@ def test_refusal(conn: Connection, call: Callable[..., object], argument: str, v
     assert message == str(refusal.value)
 
 
+def test_a_refusal_is_short(conn: Connection) -> None:
+    """Of a value that is a megabyte, the message has the beginning."""
+    with pytest.raises(ValueError, match=r"got 'x{199}$"):
+        count(conn, marketplace="x" * 10**6)
+
+
 @pytest.mark.parametrize("marketplace", [{}, {"marketplace": None}], ids=["missing", "None"])
 def test_marketplace_is_never_guessed(conn: Connection, marketplace: dict[str, Any]) -> None:
     """A writer that forgets the marketplace is refused, and nothing is counted."""
