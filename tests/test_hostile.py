@@ -661,6 +661,37 @@ def test_who_may_only_reference_a_table_of_the_migrators(migrator: Migrator) -> 
 
 
 @pytest.mark.parametrize("migrator", ["superuser"], indirect=True)
+@pytest.mark.parametrize("ending", ["ASSERT false", "RAISE 'stop' USING ERRCODE = 'query_canceled'"])
+def test_an_index_that_is_restored_ends_no_run(migrator: Migrator, ending: str) -> None:
+    """Neither by an assertion nor as if the run were cancelled, from a tenant with a name of two lines."""
+    empty = migrator.superuser
+    schema = '"user_evil\nuser_victim: forged"'
+    function = f"FUNCTION {schema}.ok(integer) RETURNS boolean IMMUTABLE LANGUAGE plpgsql AS"
+    empty.execute(
+        f"""
+        CREATE SCHEMA {schema} AUTHORIZATION legacy_evil;
+        CREATE TABLE {schema}.vinted_job_stats (LIKE template_tenant.vinted_job_stats INCLUDING ALL);
+        ALTER TABLE {schema}.vinted_job_stats OWNER TO legacy_evil;
+        INSERT INTO {schema}.vinted_job_stats (action_type_id, date) VALUES (1, '2026-01-01')
+        """.encode()
+    )
+    do(
+        migrator,
+        f"""
+        CREATE {function} 'BEGIN RETURN true; END';
+        CREATE UNIQUE INDEX mine ON {schema}.vinted_job_stats (action_type_id, date)
+        WHERE {schema}.ok(total_jobs)
+        """,
+    )
+    ok(migrator.psql(*UP))
+    do(migrator, f"CREATE OR REPLACE {function} $$BEGIN {ending}; RETURN true; END$$")
+    refused = migrator.psql("-f", DOWNGRADE)
+    assert "3 done, 0 done before, 1 FAILED" in refused.stderr
+    assert "DETAIL:  user_evil user_victim: forged: " in refused.stderr
+    assert states(empty)["user_victim"] == "legacy"
+
+
+@pytest.mark.parametrize("migrator", ["superuser"], indirect=True)
 def test_a_schema_keeps_its_name_during_its_turn(migrator: Migrator) -> None:
     """Evil's other schema cannot take its place while the run, in mid-turn, finds what is in it by name."""
     empty = migrator.superuser

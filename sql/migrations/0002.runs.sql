@@ -201,7 +201,11 @@ BEGIN
         count(*) FILTER (WHERE j.outcome IN ('done', 'rehearsed')),
         coalesce(max(j.slowest), 0),
         coalesce(bool_or(j.is_left AND j.schema_name = 'template_tenant'), false),
-        coalesce(array_agg(format('%s: %s', j.schema_name, j.problem) ORDER BY j.id) FILTER (WHERE j.is_left), '{}')
+        coalesce(
+            array_agg(
+                regexp_replace(format('%s: %s', j.schema_name, j.problem), '[[:cntrl:]]+', ' ', 'g') ORDER BY j.id
+            ) FILTER (WHERE j.is_left), '{}'
+        )
     INTO done, slowest_ms, template_failed, failures
     FROM (
         SELECT DISTINCT ON (a.schema_name)

@@ -98,7 +98,7 @@ BEGIN
         END IF;
         SET LOCAL lock_timeout = 0; -- of Citus' workers, too: here, one that is lost is an error of this tenant
     EXCEPTION -- on Citus: inside no other such block; and so the helpers have none there
-        WHEN OTHERS THEN
+        WHEN assert_failure OR OTHERS THEN
             is_done := false;
             IF to_regnamespace(quote_ident(tenant)) IS NULL THEN
                 outcome := NULL;

@@ -6,3 +6,4 @@ CALL tenancy.refuse_while_needed();
 
 DROP PROCEDURE tenancy.hand_over;
 DROP PROCEDURE tenancy.as_owner;
+DROP FUNCTION tenancy.is_trusted;

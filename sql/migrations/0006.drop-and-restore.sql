@@ -291,7 +291,16 @@ BEGIN
         RAISE EXCEPTION 'tenancy.undo does not say what % was before %', target, of_migration
         USING DETAIL = '(If it was moved here, bring its row along: docs/runbook.md, "Move a tenant".)';
     END IF;
-    CALL tenancy.run_script(home, coalesce(kept, otherwise));
+    IF tenancy.is_trusted(target) OR EXISTS (SELECT FROM pg_extension WHERE extname = 'citus') THEN
+        CALL tenancy.run_script(home, coalesce(kept, otherwise));
+    ELSE
+        BEGIN
+            CALL tenancy.run_script(home, coalesce(kept, otherwise));
+        EXCEPTION -- not on Citus: it has gone the other way
+            WHEN query_canceled THEN -- by the owner's code, such as an index's, which is to end no run
+                RAISE EXCEPTION '%', SQLERRM;
+        END;
+    END IF;
 END
 $procedure$;
 
