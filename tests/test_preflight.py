@@ -52,6 +52,21 @@ REFUSED = {
         f"DROP TABLE {LEGACY}; CREATE TABLE {LEGACY} (LIKE user_2.vinted_job_stats) PARTITION BY RANGE (date)",
         "it is partitioned",
     ),
+    "a partition": (
+        f"""
+        CREATE TABLE public.whole (LIKE {LEGACY}) PARTITION BY RANGE (date);
+        ALTER TABLE public.whole ATTACH PARTITION {LEGACY} DEFAULT
+        """,
+        "it is a partition",
+    ),
+    "a foreign key to the old key": (
+        f"""
+        CREATE TABLE user_1.notes (
+            a integer, d date, CONSTRAINT fk_notes FOREIGN KEY (a, d) REFERENCES {LEGACY} (action_type_id, date)
+        )
+        """,
+        "foreign key fk_notes of user_1.notes refers to user_1.vinted_job_stats_action_type_id_date_key: drop it",
+    ),
 }
 
 
@@ -149,6 +164,8 @@ DIFFERS = """
     CREATE FUNCTION user_1.today() RETURNS SETOF user_1.vinted_job_stats LANGUAGE sql
         AS 'SELECT * FROM user_1.vinted_job_stats WHERE date = current_date';
     CREATE VIEW user_1.report AS SELECT date FROM user_1.vinted_job_stats;
+    CREATE FUNCTION user_1.jobs() RETURNS bigint
+    BEGIN ATOMIC SELECT sum(total_jobs) FROM user_1.vinted_job_stats; END;
     CREATE PUBLICATION daily FOR TABLE user_1.vinted_job_stats (id, date)
 """
 
@@ -158,6 +175,7 @@ def test_what_will_work_differently_is_said_before(toolkit: Connection) -> None:
     toolkit.execute(DIFFERS)
     query = "SELECT finding FROM job_stats.preflight WHERE schema_name = 'user_1' AND kind = 'differs' ORDER BY 1"
     assert column(toolkit, query) == [
+        "function user_1.jobs() will follow the table to its new name, and see every marketplace",
         "function user_1.today() takes or returns rows of it: these will have more columns",
         "publication daily will publish the new name, and its column list lacks marketplace: docs/replication.md",
         "trigger keep will see the new name, and columns that come after the old ones",

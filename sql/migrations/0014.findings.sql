@@ -102,9 +102,22 @@ UNION ALL
 SELECT
     s.target,
     'refused',
-    'it is partitioned'
+    CASE s.relkind WHEN 'p' THEN 'it is partitioned' ELSE 'it is a partition' END
 FROM job_stats.namesakes AS s
-WHERE s.is_legacy AND s.relkind = 'p'
+INNER JOIN pg_class AS c ON s.target = c.oid
+WHERE s.is_legacy AND (s.relkind = 'p' OR c.relispartition)
+UNION ALL
+SELECT
+    k.target,
+    'refused',
+    format('foreign key %s of %s refers to %s: drop it', f.conname, f.conrelid::regclass, k.indexrelid::regclass)
+FROM job_stats.keys AS k
+INNER JOIN job_stats.namesakes AS s ON k.target = s.target
+INNER JOIN pg_depend AS d ON k.indexrelid = d.refobjid
+INNER JOIN pg_constraint AS f ON d.objid = f.oid
+WHERE
+    k.is_old_key AND s.is_legacy
+    AND d.refclassid = 'pg_class'::regclass AND d.classid = 'pg_constraint'::regclass AND f.contype = 'f'
 UNION ALL
 SELECT
     k.target,
@@ -191,6 +204,14 @@ INNER JOIN pg_rewrite AS r ON d.objid = r.oid
 WHERE
     s.is_legacy
     AND d.refclassid = 'pg_class'::regclass AND d.classid = 'pg_rewrite'::regclass AND r.ev_class <> s.target
+UNION ALL
+SELECT DISTINCT
+    s.target,
+    'differs',
+    format('function %s will follow the table to its new name, and see every marketplace', d.objid::regprocedure)
+FROM job_stats.namesakes AS s
+INNER JOIN pg_depend AS d ON s.target = d.refobjid
+WHERE s.is_legacy AND d.refclassid = 'pg_class'::regclass AND d.classid = 'pg_proc'::regclass
 UNION ALL
 SELECT
     s.target,
