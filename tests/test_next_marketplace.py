@@ -133,6 +133,24 @@ def test_another_column(legacy: Connection, files: Callable[[str], Path]) -> Non
     ok(psql(legacy, "-f", VERIFY))
 
 
+def test_a_rollback_without_the_later_marketplace(legacy: Connection, files: Callable[[str], Path]) -> None:
+    """The tenant is named on the way up, and what the runbook says brings every count back."""
+    sources = ["sql/migrations", str(files("0023"))]
+    ok(yoyo(legacy, "apply", *sources))
+    for jobs, marketplace in enumerate(["vinted", "ebay", "depop"], start=1):
+        count(legacy, marketplace, jobs)
+    split = counts(legacy)
+    ok(yoyo(legacy, "rollback", "--revision", "0020"))
+    refused = yoyo(legacy, "apply")
+    assert "user_1: " in refused.stderr
+    assert 'violates check constraint "ck_marketplace_job_stats_marketplace"' in refused.stderr
+    legacy.execute("ALTER TABLE user_1.marketplace_job_stats_archive RENAME TO marketplace_job_stats_depop")
+    yoyo(legacy, "apply")
+    ok(psql(legacy, "-f", f"{sources[1]}/0023.depop.sql"))
+    assert counts(legacy) == split
+    ok(psql(legacy, "-f", VERIFY))
+
+
 def test_a_column_of_the_tenants_own_stays(migrated: Connection) -> None:
     """Added while the table had its new name, it is neither shown by the view nor dropped by the rollback."""
     migrated.execute(f"ALTER TABLE {STATS} ADD note text, ADD last_job_at timestamptz DEFAULT now()".encode())
