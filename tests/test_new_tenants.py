@@ -133,6 +133,7 @@ def test_a_clone_without_a_view_is_named_and_healed(migrated: Connection) -> Non
 
 REFUSED = {
     "a name that is no tenant's": ("SELECT 1", "customer_7", "customer_7 would be no tenant"),
+    "a name that is too long": ("SELECT 1", "user_" + "x" * 59, "has at most 63 bytes: user_x"),
     "one that is left out": (
         "INSERT INTO tenancy.left_out VALUES ('user_7', 'broken')",
         "user_7",

@@ -11,7 +11,7 @@ SET LOCAL citus.enable_ddl_propagation = off; -- noqa: PRS
 --
 -- It waits while the template is being migrated. Until the caller commits, the template is locked against that, so no
 -- tenant is overlooked.
-CREATE OR REPLACE PROCEDURE job_stats.add_tenant(tenant name)
+CREATE OR REPLACE PROCEDURE job_stats.add_tenant(tenant text)
 LANGUAGE plpgsql
 SET search_path = pg_catalog, pg_temp
 AS $procedure$
@@ -22,6 +22,9 @@ DECLARE
     has_view boolean;
     is_sharded constant boolean := current_setting('citus.enable_schema_based_sharding', true) = 'on';
 BEGIN
+    IF octet_length(tenant) > 63 THEN -- as a name it would be cut, perhaps to another tenant's
+        RAISE EXCEPTION 'the name of a schema has at most 63 bytes: %', tenant;
+    END IF;
     SET LOCAL citus.enable_schema_based_sharding = off; -- a table that a procedure makes would stay on the coordinator
     IF NOT EXISTS (SELECT FROM pg_namespace AS n WHERE n.nspname = tenant) THEN
         EXECUTE format('CREATE SCHEMA %I', tenant);
