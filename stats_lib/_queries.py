@@ -233,6 +233,14 @@ def each_marketplace(
     return [by_marketplace.get(each) or MarketplaceSummary(each, 0, 0, 0, None) for each in _marketplaces(marketplace)]
 
 
+def each_on_platform(found: list[PlatformSummary]) -> list[PlatformSummary]:
+    """Add those that had no jobs, and leave out those that a later release has added."""
+    by_marketplace = {row.marketplace: row for row in found}
+    skipped = found[0].tenants_skipped  # some are always found
+    none = (PlatformSummary(each, 0, 0, 0, 0, None, skipped) for each in _marketplaces(None))
+    return [by_marketplace.get(row.marketplace) or row for row in none]
+
+
 def _read(
     in_schema: Callable[[str], tuple[Query, ...]],
     schema: str,

@@ -182,4 +182,5 @@ def get_platform_summary(
     """
     check(conn, Connection)
     query, params = _queries.get_platform_summary(days=days, until=until)
-    return _Cursor(conn, row_factory=_queries.PLATFORM_SUMMARY).execute(query, params, binary=True).fetchall()
+    cursor = _Cursor(conn, row_factory=_queries.PLATFORM_SUMMARY).execute(query, params, binary=True)
+    return _queries.each_on_platform(cursor.fetchall())

@@ -124,6 +124,5 @@ async def get_platform_summary(
     """`stats_lib.get_platform_summary`, to be awaited."""
     check(conn, AsyncConnection)
     query, params = _queries.get_platform_summary(days=days, until=until)
-    return await (
-        await _Cursor(conn, row_factory=_queries.PLATFORM_SUMMARY).execute(query, params, binary=True)
-    ).fetchall()
+    cursor = await _Cursor(conn, row_factory=_queries.PLATFORM_SUMMARY).execute(query, params, binary=True)
+    return _queries.each_on_platform(await cursor.fetchall())

@@ -1,12 +1,17 @@
 """The worked examples of docs/next-migration.md that change the statistics, run as they stand there."""
 
+import datetime
+import shutil
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
 from dev.names import problems
-from tests.deploy import connect, psql, schema_dump, yoyo
+from stats_lib import get_platform_summary
+from tests.deploy import ROOT, connect, libpq_env, psql, schema_dump, yoyo
 from tests.tenants import VERIFY, Connection, clone, column, ok, states
 from tests.test_docs import blocks, named
 
@@ -85,6 +90,44 @@ def test_another_marketplace(legacy: Connection, files: Callable[[str], Path]) -
     ok(yoyo(legacy, "apply", *sources))
     assert counts(legacy) == split | {("vinted", 900): 17, ("vinted", 901): 16}
     ok(yoyo(legacy, "rollback", "--all", *sources))
+
+
+def test_the_sums_of_another_marketplace(migrated: Connection, files: Callable[[str], Path], tmp_path: Path) -> None:
+    """The next release sums depop up, with jobs or without; this one leaves it out, and plain SQL shows it."""
+    library = tmp_path / "stats_lib"
+    shutil.copytree(ROOT / "stats_lib", library, ignore=shutil.ignore_patterns("sql", "__pycache__"))
+    types = (library / "_types.py").read_text()
+    (library / "_types.py").write_text(types.replace('    ETSY = "etsy"\n', '    ETSY = "etsy"\n    DEPOP = "depop"\n'))
+    program = (
+        "import datetime, psycopg, stats_lib\n"
+        "with psycopg.connect() as conn:\n"
+        "    for row in stats_lib.get_platform_summary(conn, days=1, until=datetime.date(2026, 1, 1)):\n"
+        "        print(row.marketplace, row.tenants, row.total_jobs, row.avg_duration_ms, row.tenants_skipped)\n"
+    )
+
+    def of_the_next_release() -> list[str]:
+        done = subprocess.run(
+            [sys.executable, "-c", program],
+            env={**libpq_env(migrated), "PYTHONPATH": str(tmp_path)},
+            cwd=tmp_path,
+            capture_output=True,
+            text=True,
+        )
+        assert not done.stderr
+        return done.stdout.splitlines()
+
+    migrated.execute("REASSIGN OWNED BY legacy_owner TO current_user")  # so that a superuser reads all tenants
+    nothing = ["depop 0 0 None 1", "ebay 0 0 None 1", "etsy 0 0 None 1", "vinted 0 0 None 1"]
+    assert of_the_next_release() == nothing
+    ok(yoyo(migrated, "apply", "sql/migrations", str(files("0023"))))
+    count(migrated, "depop", 4)
+    count(migrated, "depop", 8, table="user_2.marketplace_job_stats")
+    assert of_the_next_release() == ["depop 2 12 None 1", *nothing[1:]]
+    day = datetime.date(2026, 1, 1)
+    known = [row.marketplace.value for row in get_platform_summary(migrated, days=1, until=day)]
+    assert known == ["ebay", "etsy", "vinted"]
+    shown = "SELECT marketplace FROM job_stats.platform_summary(1, '2026-01-01')"
+    assert column(migrated, shown) == ["depop", "ebay", "etsy", "vinted"]
 
 
 def test_a_straggler_of_another_marketplace_is_named_and_swept(

@@ -164,6 +164,25 @@ def test_bad_days(conn: Connection, days: int) -> None:
 
 # A tenant that means harm
 
+
+def test_names_without_end(conn: Connection) -> None:
+    """A tenant that invents a hundred marketplaces is skipped, and named; others are summed up."""
+    trusted(conn)
+    for tenant in ["user_1", "user_2", "user_3"]:
+        count(conn, tenant, "ebay")
+    conn.execute("ALTER TABLE user_2.marketplace_job_stats DROP CONSTRAINT ck_marketplace_job_stats_marketplace")
+    conn.execute(
+        "INSERT INTO user_2.marketplace_job_stats (action_type_id, date, marketplace, total_jobs) "
+        "SELECT 1, %s, 'x' || i, 1 FROM generate_series(1, 100) AS i",
+        [DAY],
+    )
+    warnings: list[str | None] = []
+    conn.add_notice_handler(lambda notice: warnings.append(notice.message_primary))
+    (ebay, *_) = get_platform_summary(conn)
+    assert (2, 2, 2) == (ebay.tenants, ebay.total_jobs, ebay.tenants_skipped)
+    assert ["user_2 is skipped: there are more than 100 marketplaces"] == warnings
+
+
 TRAPS = {
     "index": "CREATE INDEX ix ON user_evil.marketplace_job_stats ((user_evil.is_fine(1)))",
     "partial index": "CREATE INDEX ix ON user_evil.marketplace_job_stats (id) WHERE user_evil.is_fine(1)",
