@@ -153,6 +153,28 @@ def test_a_role_that_may_read_some(conn: Connection) -> None:
     assert (2, 2, len(customers(conn)) - 2) == (ebay.tenants, ebay.total_jobs, ebay.tenants_skipped)
 
 
+def test_rows_that_a_policy_hides(conn: Connection) -> None:
+    """A tenant of which the reader would see some rows only is skipped, and named, be it the reader's own."""
+    conn.execute(READER)
+    for tenant in ["user_1", "user_2", "user_3", "user_owner"]:
+        count(conn, tenant, "ebay")
+        conn.execute(f"ALTER TABLE {tenant}.marketplace_job_stats ENABLE ROW LEVEL SECURITY".encode())
+        conn.execute(f"GRANT USAGE ON SCHEMA {tenant} TO legacy_exporter".encode())
+        conn.execute(f"GRANT SELECT ON {tenant}.marketplace_job_stats TO legacy_exporter".encode())
+    trusted(conn)
+    conn.execute("ALTER TABLE user_2.marketplace_job_stats OWNER TO legacy_exporter")
+    conn.execute("ALTER TABLE user_3.marketplace_job_stats OWNER TO legacy_exporter, FORCE ROW LEVEL SECURITY")
+    with as_role(conn, "legacy_exporter") as reader:
+        warnings: list[str | None] = []
+        reader.add_notice_handler(lambda notice: warnings.append(notice.message_primary))
+        (ebay, *_) = get_platform_summary(reader)
+    assert (1, 1, len(customers(conn)) - 1) == (ebay.tenants, ebay.total_jobs, ebay.tenants_skipped)
+    said = "is skipped: query would be affected by row-level security policy for table"
+    assert {f'{tenant} {said} "marketplace_job_stats"' for tenant in ["user_1", "user_3", "user_owner"]} == set(
+        warnings
+    )
+
+
 @pytest.mark.parametrize("days", [0, -1, 1_000_001])
 def test_bad_days(conn: Connection, days: int) -> None:
     """The library refuses before anything is sent, the function by name."""
