@@ -205,6 +205,66 @@ def test_names_without_end(conn: Connection) -> None:
     assert ["user_2 is skipped: there are more than 100 marketplaces"] == warnings
 
 
+@pytest.mark.parametrize(
+    ("counts", "share"),
+    [
+        ("(1, 1, 0, 0, 1, 0, 0), (2, -1, 0, 0, NULL, NULL, NULL)", None),
+        ("(1, 1, -1, 0, NULL, NULL, NULL)", None),
+        ("(1, 1, 1, 0, -5, 0, -5)", None),
+        ("(1, 1, 1, 0, 0, -2147483646, 0)", None),
+        (
+            "(1, 2147483647, 0, 0, 2147483647, 0, 9223372035781033984),"
+            "(2, -2147483646, 0, 0, 0, NULL, NULL), (3, 2147483647, 0, 0, 2147483647, 0, 9223372035781033984),"
+            "(4, -2147483646, 0, 0, 0, NULL, NULL)",
+            None,
+        ),
+        ("(1, 9223372036854775807, 0, 0, NULL, NULL, NULL)", 2**63 - 1),
+        (
+            "(1, 9223372036854775807, 0, 0, NULL, NULL, NULL), (2, 9223372036854775807, 0, 0, NULL, NULL, NULL)",
+            2**63 - 1,
+        ),
+        ("(1, 9223372036854775807, 0, 0, 9223372036854775807, NULL, NULL)", None),
+        ("(1, 1, 0, 0, 9223372036854775807, NULL, NULL), (2, 1, 0, 0, 9223372036854775807, NULL, NULL)", 2),
+    ],
+    ids=[
+        "jobs",
+        "successes",
+        "durations",
+        "untimed jobs",
+        "a mean of 2^63",
+        "2^63 jobs",
+        "2^64 jobs",
+        "2^126 ms",
+        "2^64 ms",
+    ],
+)
+def test_impossible_counts(conn: Connection, counts: str, share: int | None) -> None:
+    """A tenant's counts make it fail for nobody, and take nothing away from others': if negative, it is skipped."""
+    trusted(conn)
+    for tenant in ["user_1", "user_3"]:
+        count(conn, tenant, "ebay")
+    conn.execute("DROP VIEW user_2.vinted_job_stats")
+    conn.execute(
+        "ALTER TABLE user_2.marketplace_job_stats ALTER total_jobs TYPE bigint, ALTER avg_duration_ms TYPE bigint"
+    )
+    columns = "total_jobs, success_count, failure_count, avg_duration_ms, untimed_jobs, total_duration_ms"
+    conn.execute(
+        f"""
+        INSERT INTO user_2.marketplace_job_stats (action_type_id, marketplace, date, {columns})
+        SELECT a, 'ebay', '{DAY}', b, c, d, e::bigint, f::integer, g::bigint
+        FROM (VALUES {counts}) AS v (a, b, c, d, e, f, g)
+        """.encode()
+    )
+    warnings: list[str | None] = []
+    conn.add_notice_handler(lambda notice: warnings.append(notice.message_primary))
+    (ebay, *_) = get_platform_summary(conn)
+    if share:
+        assert (3, min(share + 2, 2**63 - 1), 1) == (ebay.tenants, ebay.total_jobs, ebay.tenants_skipped)
+    else:
+        assert (2, 2, 1000, 2) == (ebay.tenants, ebay.total_jobs, ebay.avg_duration_ms, ebay.tenants_skipped)
+        assert [True] == [str(warning).startswith("user_2 is skipped: ") for warning in warnings]
+
+
 TRAPS = {
     "index": "CREATE INDEX ix ON user_evil.marketplace_job_stats ((user_evil.is_fine(1)))",
     "partial index": "CREATE INDEX ix ON user_evil.marketplace_job_stats (id) WHERE user_evil.is_fine(1)",

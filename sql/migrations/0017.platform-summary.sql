@@ -135,7 +135,8 @@ AS $function$
     $durations$;
 $function$;
 
--- The query that adds the rows of `tables`, of the last $3 days up to $2, to the sums $1.
+-- The query that adds the rows of `tables`, of the last $3 days up to $2, to the sums $1, and their lowest number.
+-- The sums are numeric: no tenant's is too big to be added.
 CREATE OR REPLACE FUNCTION job_stats.adding_up(tables regclass [])
 RETURNS text
 LANGUAGE sql
@@ -143,22 +144,27 @@ STABLE
 SET search_path = pg_catalog, pg_temp
 AS $function$
     SELECT
-        'SELECT jsonb_agg(s) FROM (
+        'SELECT jsonb_agg(s), min(s.lowest) FROM (
             SELECT
                 r.marketplace, sum(r.tenants) AS tenants, sum(r.total_jobs) AS total_jobs,
                 sum(r.success_count) AS success_count, sum(r.failure_count) AS failure_count,
-                sum(r.timed_jobs) AS timed_jobs, sum(r.total_duration_ms) AS total_duration_ms
+                sum(r.timed_jobs) AS timed_jobs, sum(r.total_duration_ms) AS total_duration_ms,
+                min(r.lowest) AS lowest
             FROM (
-                SELECT * FROM jsonb_to_recordset($1) AS j (
-                    marketplace text, tenants bigint, total_jobs bigint, success_count bigint,
-                    failure_count bigint, timed_jobs bigint, total_duration_ms numeric
+                SELECT j.*, 0 AS lowest FROM jsonb_to_recordset($1) AS j (
+                    marketplace text, tenants bigint, total_jobs numeric, success_count numeric,
+                    failure_count numeric, timed_jobs numeric, total_duration_ms numeric
                 )
                 UNION ALL
                 SELECT
                     stats.marketplace::text,
                     count(DISTINCT stats.tenant) FILTER (WHERE stats.total_jobs > 0),
                     sum(stats.total_jobs), sum(stats.success_count), sum(stats.failure_count),
-                    sum(d.timed_jobs), sum(d.total_duration_ms)
+                    sum(d.timed_jobs), sum(d.total_duration_ms),
+                    min(least(
+                        stats.total_jobs, stats.success_count, stats.failure_count,
+                        stats.avg_duration_ms, stats.untimed_jobs, stats.total_duration_ms
+                    ))
                 FROM ('
         || string_agg(format(
             'SELECT
@@ -199,6 +205,7 @@ DECLARE
     schemas constant oid[] := ARRAY(
         SELECT t.schema_oid FROM tenancy.tenants AS t WHERE t.schema_name <> 'template_tenant' ORDER BY t.schema_oid
     );
+    most constant numeric := 9223372036854775807; -- that a bigint can hold
     at_a_time constant integer := 40;
     mere_reader constant boolean := job_stats.is_mere_reader();
     size integer;
@@ -206,6 +213,7 @@ DECLARE
     one_by_one_until integer := 0;
     readable regclass[];
     found jsonb;
+    lowest bigint;
     sums jsonb := '[{"marketplace": "ebay"}, {"marketplace": "etsy"}, {"marketplace": "vinted"}]';
     not_skipped bigint := 0;
 BEGIN
@@ -218,7 +226,10 @@ BEGIN
             readable := ARRAY(SELECT job_stats.readable(schemas[place:place + size - 1], mere_reader));
             found := sums;
             IF readable <> '{}' THEN
-                EXECUTE job_stats.adding_up(readable) INTO found USING sums, last_day, days;
+                EXECUTE job_stats.adding_up(readable) INTO found, lowest USING sums, last_day, days;
+                IF lowest < 0 THEN -- it would take away from what others have counted
+                    RAISE EXCEPTION 'it has negative numbers';
+                END IF;
                 IF jsonb_array_length(found) > 100 THEN
                     RAISE EXCEPTION 'there are more than 100 marketplaces';
                 END IF;
@@ -240,14 +251,16 @@ BEGIN
     END LOOP;
     RETURN QUERY
     SELECT
-        s.marketplace, coalesce(s.tenants, 0), coalesce(s.total_jobs, 0),
-        coalesce(s.success_count, 0),
-        coalesce(s.failure_count, 0),
-        round(s.total_duration_ms / nullif(s.timed_jobs, 0))::bigint,
+        s.marketplace,
+        coalesce(s.tenants, 0),
+        least(coalesce(s.total_jobs, 0), most)::bigint,
+        least(coalesce(s.success_count, 0), most)::bigint,
+        least(coalesce(s.failure_count, 0), most)::bigint,
+        CASE WHEN s.timed_jobs > 0 THEN least(round(s.total_duration_ms / s.timed_jobs), most)::bigint END,
         cardinality(schemas) - not_skipped
     FROM jsonb_to_recordset(sums) AS s (
-        marketplace text, tenants bigint, total_jobs bigint, success_count bigint,
-        failure_count bigint, timed_jobs bigint, total_duration_ms numeric
+        marketplace text, tenants bigint, total_jobs numeric, success_count numeric,
+        failure_count numeric, timed_jobs numeric, total_duration_ms numeric
     )
     WHERE s.marketplace IS NOT NULL
     ORDER BY s.marketplace;
