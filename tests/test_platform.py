@@ -175,6 +175,19 @@ def test_rows_that_a_policy_hides(conn: Connection) -> None:
     )
 
 
+def test_a_child_of_the_table(conn: Connection) -> None:
+    """A tenant whose rows are in a child of the table, too, which may be anybody's, is skipped and counted."""
+    trusted(conn)
+    for tenant in ["user_1", "user_2"]:
+        count(conn, tenant, "ebay")
+    conn.execute("CREATE TABLE user_2.child () INHERITS (user_2.marketplace_job_stats)")
+    (ebay, *_) = get_platform_summary(conn)
+    assert (1, 1, 2) == (ebay.tenants, ebay.total_jobs, ebay.tenants_skipped)
+    conn.execute("DROP TABLE user_2.child")
+    (ebay, *_) = get_platform_summary(conn)
+    assert (2, 2, 1) == (ebay.tenants, ebay.total_jobs, ebay.tenants_skipped)
+
+
 @pytest.mark.parametrize("days", [0, -1, 1_000_001])
 def test_bad_days(conn: Connection, days: int) -> None:
     """The library refuses before anything is sent, the function by name."""

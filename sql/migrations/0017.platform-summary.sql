@@ -33,6 +33,10 @@ BEGIN
     ) AS c
     WHERE
         has_schema_privilege(n.oid, 'USAGE')
+        AND NOT ( -- a child, which may be anybody's, has rows of it, too
+            c.relhassubclass -- or had a child once
+            AND EXISTS (SELECT FROM pg_inherits AS i WHERE i.inhparent = c.oid)
+        )
         AND 8 = (
             SELECT count(*)
             FROM pg_attribute AS a
