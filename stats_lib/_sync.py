@@ -174,7 +174,8 @@ def get_platform_summary(
 
     Returns one `PlatformSummary` for each member of `Marketplace`, those without jobs too, in alphabetical order.
     It skips and counts tenants that cannot be read: those that are not migrated yet, that have no such table, that the
-    role may not read, or whose table may run code of its owner's when it is read.
+    role may not read, or not all rows of, whose table has a child or negative numbers, or may run code of its owner's
+    when it is read. Unless the role may only read, that is any table whose owner could do less; a warning says so.
 
     This is one SELECT of `job_stats.platform_summary`, for which docs/recipes.md has the grants.
 

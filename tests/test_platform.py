@@ -197,6 +197,49 @@ def test_bad_days(conn: Connection, days: int) -> None:
         conn.execute("SELECT * FROM job_stats.platform_summary(%s)", [days])
 
 
+NO_MERE_READERS = {
+    "a mere reader": ("GRANT pg_monitor TO legacy_exporter", None),
+    "a group": ("GRANT {group} TO legacy_exporter", "it is a member of {group}"),
+    "a predefined role": ("GRANT pg_write_all_data TO legacy_exporter", "it is a member of pg_write_all_data"),
+    "an owner": ("CREATE SCHEMA dashboard AUTHORIZATION legacy_exporter", "it owns something"),
+    "who makes roles": ("ALTER ROLE legacy_exporter CREATEROLE", "it makes roles"),
+    "a superuser": ("ALTER ROLE legacy_exporter SUPERUSER", "it is a superuser"),
+    "an old snapshot": (
+        "ALTER ROLE legacy_exporter SET default_transaction_isolation = 'repeatable read'",
+        "its transaction is repeatable read",
+    ),
+}
+
+
+@pytest.mark.parametrize(("script", "reason"), list(NO_MERE_READERS.values()), ids=list(NO_MERE_READERS))
+def test_a_reader_is_told_why_it_reads_so_little(conn: Connection, script: str, reason: str | None) -> None:
+    """Who may do more than read gets none of the strangers' sums, and one warning that says why."""
+    conn.execute(READER)
+    count(conn, "user_1", "ebay")
+    conn.execute("ALTER TABLE user_1.marketplace_job_stats OWNER TO legacy_owner")
+    group = f"legacy_group_{conn.info.backend_pid}"
+    conn.execute(f"CREATE ROLE {group}; GRANT pg_read_all_data TO legacy_exporter".encode())
+    warnings: list[str] = []
+    try:
+        conn.execute(script.format(group=group).encode())
+        with as_role(conn, "legacy_exporter") as reader:
+            reader.add_notice_handler(lambda notice: warnings.append(str(notice.message_primary)))
+            (ebay, *_) = get_platform_summary(reader)
+    finally:  # roles are the server's, not the database's
+        conn.execute(
+            f"""
+            DROP OWNED BY legacy_exporter, {group};
+            DROP ROLE {group};
+            REVOKE pg_read_all_data, pg_monitor, pg_write_all_data FROM legacy_exporter;
+            ALTER ROLE legacy_exporter NOSUPERUSER NOCREATEROLE;
+            ALTER ROLE legacy_exporter RESET ALL
+            """.encode()
+        )
+    assert (reason is None) == ebay.tenants
+    said = f"tenants are skipped whose owner could do less than legacy_exporter: {reason}".format(group=group)
+    assert ([said] if reason else []) == [warning for warning in warnings if warning.startswith("tenants")]
+
+
 # A tenant that means harm
 
 

@@ -7,5 +7,5 @@ CALL tenancy.refuse_while_needed();
 DROP FUNCTION job_stats.platform_summary;
 DROP FUNCTION job_stats.adding_up;
 DROP FUNCTION job_stats.durations;
-DROP FUNCTION job_stats.is_mere_reader;
+DROP FUNCTION job_stats.more_than_reads;
 DROP FUNCTION job_stats.readable;

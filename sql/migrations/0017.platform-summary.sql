@@ -73,31 +73,40 @@ BEGIN
 END
 $function$;
 
--- Whether the current role may do little else than read: it is no superuser, makes no roles, owns nothing, and is a
--- member of none but those that only read, too. And whether it sees what has been committed by now, not by the
--- beginning of its transaction.
-CREATE OR REPLACE FUNCTION job_stats.is_mere_reader()
-RETURNS boolean
+-- Why the current role is no mere reader, NULL if it is one. Such a role is no superuser, makes no roles, owns nothing,
+-- and is a member of none but predefined ones that only read: what another group may do, is not looked into. And it
+-- sees what has been committed by now, not by the beginning of its transaction.
+CREATE OR REPLACE FUNCTION job_stats.more_than_reads()
+RETURNS text
 LANGUAGE sql
 STABLE
 SET search_path = pg_catalog, pg_temp
 AS $function$
     SELECT
-        current_setting('transaction_isolation') LIKE 'read %'
-        AND NOT EXISTS (
-            SELECT FROM pg_roles AS r
-            WHERE
-                pg_has_role(r.oid, 'MEMBER')
-                AND CASE
-                    WHEN r.rolname = current_user THEN r.rolsuper OR r.rolcreaterole
-                    ELSE r.rolname NOT IN (
-                        'pg_monitor', 'pg_read_all_data',
+        CASE
+            WHEN current_setting('transaction_isolation') NOT LIKE 'read %'
+                THEN 'its transaction is ' || current_setting('transaction_isolation')
+            WHEN r.rolsuper THEN 'it is a superuser'
+            WHEN r.rolcreaterole THEN 'it makes roles'
+            WHEN
+                EXISTS (
+                    SELECT FROM pg_shdepend AS d
+                    WHERE d.refclassid = 'pg_authid'::regclass AND d.refobjid = r.oid AND d.deptype = 'o'
+                )
+                THEN 'it owns something'
+            ELSE (
+                SELECT 'it is a member of ' || string_agg(quote_ident(m.rolname), ', ' ORDER BY m.rolname)
+                FROM pg_roles AS m
+                WHERE
+                    pg_has_role(m.oid, 'MEMBER')
+                    AND m.rolname NOT IN (
+                        current_user, 'pg_monitor', 'pg_read_all_data',
                         'pg_read_all_settings', 'pg_read_all_stats', 'pg_stat_scan_tables'
                     )
-                END
-        )
-        AND NOT EXISTS (SELECT FROM pg_class AS c WHERE c.relowner = current_user::regrole)
-        AND NOT EXISTS (SELECT FROM pg_namespace AS n WHERE n.nspowner = current_user::regrole);
+            )
+        END
+    FROM pg_roles AS r
+    WHERE r.rolname = current_user;
 $function$;
 
 -- What stats_lib believes of the row `stats`: its timed jobs, and the sum of their durations. A text, so that a query
@@ -211,7 +220,9 @@ DECLARE
     );
     most constant numeric := 9223372036854775807; -- that a bigint can hold
     at_a_time constant integer := 40;
-    mere_reader constant boolean := job_stats.is_mere_reader();
+    more_than_reads constant text := job_stats.more_than_reads();
+    mere_reader constant boolean := more_than_reads IS NULL;
+    strangers boolean := false; -- that only a mere reader would read
     size integer;
     place integer := 1;
     one_by_one_until integer := 0;
@@ -228,6 +239,9 @@ BEGIN
         size := CASE WHEN place <= one_by_one_until THEN 1 ELSE at_a_time END;
         BEGIN
             readable := ARRAY(SELECT job_stats.readable(schemas[place:place + size - 1], mere_reader));
+            strangers := strangers OR (NOT mere_reader AND cardinality(readable) < size AND cardinality(readable) < (
+                SELECT count(*) FROM job_stats.readable(schemas[place:place + size - 1], true)
+            ));
             found := sums;
             IF readable <> '{}' THEN
                 EXECUTE job_stats.adding_up(readable) INTO found, lowest USING sums, last_day, days;
@@ -253,6 +267,10 @@ BEGIN
                 END IF;
         END;
     END LOOP;
+    IF strangers THEN
+        RAISE WARNING 'tenants are skipped whose owner could do less than %: %', current_user, more_than_reads
+        USING HINT = 'Have a role call it that may only read, under READ COMMITTED.';
+    END IF;
     RETURN QUERY
     SELECT
         s.marketplace,
