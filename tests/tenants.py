@@ -4,7 +4,7 @@ import re
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from threading import Thread
-from typing import Any
+from typing import Any, TypeVar
 
 import psycopg
 from psycopg import sql
@@ -12,6 +12,7 @@ from psycopg import sql
 from tests.deploy import ROOT, Result, schema_dump
 
 Connection = psycopg.Connection[tuple[Any, ...]]
+T = TypeVar("T")
 
 UPGRADE = str(ROOT / "sql/migrations/0020.marketplace-job-stats.sql")
 DOWNGRADE = str(ROOT / "sql/migrations/0020.marketplace-job-stats.rollback.sql")
@@ -114,9 +115,9 @@ def ok(result: Result) -> str:
 
 
 @contextmanager
-def running(target: Callable[..., Result], *args: Any) -> Iterator[list[Result]]:
-    """Run a command in a thread; its result is in the list once the block has ended."""
-    results: list[Result] = []
+def running(target: Callable[..., T], *args: Any) -> Iterator[list[T]]:
+    """Call a function in a thread; its result is in the list once the block has ended."""
+    results: list[T] = []
     thread = Thread(target=lambda: results.append(target(*args)))
     thread.start()
     try:

@@ -19,7 +19,7 @@ from stats_lib import (
 from tests import hostile
 from tests.deploy import ROOT, connect, psql
 from tests.hostile import as_role, lay_out, take_over
-from tests.tenants import UNEXACT, UP, Connection, clones, column, ok, tenants
+from tests.tenants import UNEXACT, UP, Connection, clones, column, ok, running, tenants, wait_until
 
 DAY = datetime.datetime.now(datetime.UTC).date() - datetime.timedelta(days=1)  # over: no test can see it change
 SECOND = datetime.timedelta(seconds=1)
@@ -258,7 +258,7 @@ def test_names_without_end(conn: Connection) -> None:
     conn.add_notice_handler(lambda notice: warnings.append(notice.message_primary))
     (ebay, *_) = get_platform_summary(conn)
     assert (2, 2, 2) == (ebay.tenants, ebay.total_jobs, ebay.tenants_skipped)
-    assert ["user_2 is skipped: there are more than 100 marketplaces"] == warnings
+    assert ["user_2 is skipped: it has negative numbers, or brings the marketplaces to more than 100"] == warnings
 
 
 @pytest.mark.parametrize(
@@ -407,3 +407,48 @@ def test_a_snapshot_that_hides_a_trap_reads_no_stranger(empty: Connection, optio
     with as_role(empty, "legacy_exporter", options=options) as reader:
         *_, vinted = get_platform_summary(reader)
     assert (0 if options else 1) == vinted.tenants
+
+
+@pytest.mark.parametrize("deed", ["PERFORM user_evil.strike()", "RAISE SQLSTATE 'JS000'", "ASSERT false"])
+def test_a_table_that_is_swapped_while_the_reader_waits(empty: Connection, deed: str) -> None:
+    """A view that takes the place of a tenant's table is not read, and takes nothing from the others' sums."""
+    ok(lay_out(empty, "member").yoyo("apply"))
+    empty.execute(READER)
+    empty.execute(
+        "GRANT USAGE ON SCHEMA user_victim, user_evil TO legacy_exporter;"
+        " GRANT SELECT ON user_victim.marketplace_job_stats, user_evil.marketplace_job_stats TO legacy_exporter"
+    )
+
+    def read() -> int:
+        with as_role(empty, "legacy_exporter") as reader:
+            *_, vinted = get_platform_summary(reader)
+        return vinted.total_jobs
+
+    with as_role(empty, "legacy_evil", autocommit=False) as evil:
+        evil.execute(
+            f"""
+            CREATE FUNCTION user_evil.spy() RETURNS date LANGUAGE plpgsql AS $$
+            BEGIN
+                {deed};
+                RETURN current_date;
+            END $$;
+            LOCK TABLE user_evil.marketplace_job_stats
+            """.encode()
+        )
+        with running(read) as results:
+            wait_until(empty, "SELECT count(*) > 0 FROM pg_locks WHERE NOT granted")
+            evil.execute(
+                """
+                ALTER TABLE user_evil.marketplace_job_stats RENAME TO away;
+                CREATE VIEW user_evil.marketplace_job_stats AS
+                SELECT
+                    id, action_type_id, user_evil.spy() AS date, 1 AS total_jobs, 0 AS success_count,
+                    0 AS failure_count, NULL::integer AS avg_duration_ms, NULL::integer AS untimed_jobs,
+                    NULL::bigint AS total_duration_ms, 'vinted'::varchar AS marketplace
+                FROM user_evil.away;
+                GRANT SELECT ON user_evil.marketplace_job_stats TO PUBLIC
+                """
+            )
+            evil.commit()
+    assert results == [150]
+    assert column(empty, "SELECT is_called FROM user_evil.struck") == [False]

@@ -3,6 +3,7 @@
 import asyncio
 import datetime
 import json
+import re
 from contextlib import suppress
 from pathlib import Path
 from types import ModuleType
@@ -223,8 +224,8 @@ def test_a_savepoint(conn: Connection) -> None:
 
 
 def test_exporter(conn: Connection) -> None:
-    """The grants are enough for the exporter's query and the panel's."""
-    grants, queries = blocks("docs/recipes.md", "sql")
+    """The grants are enough for the exporter's query and the panel's, and every skipped tenant is named."""
+    grants, queries, skipped = blocks("docs/recipes.md", "sql")
     conn.execute(
         "INSERT INTO user_1.marketplace_job_stats (action_type_id, marketplace, date, total_jobs, failure_count)"
         " VALUES (4, 'ebay', (now() AT TIME ZONE 'UTC')::date, 4, 1)"
@@ -233,9 +234,15 @@ def test_exporter(conn: Connection) -> None:
     made = grants.replace("CREATE ROLE exporter LOGIN;", _ROLE).replace(" exporter;", " legacy_dashboard;")
     conn.execute(made.encode())
     with connect(conn, user="legacy_dashboard", password="legacy_dashboard") as reader:  # noqa: S106
-        found = ok(psql(reader, "-At", stdin=queries)).splitlines()
+        asked = psql(reader, "-At", stdin=queries)
+        found = ok(asked).splitlines()
+        silent = ok(psql(reader, "-At", stdin=skipped)).splitlines()
     assert "ebay|4|1||1" in found[0]
     assert 3 + 7 * 3 == len(found)
+    warned = set(re.findall(r"WARNING:  (\S+) is skipped: ", asked.stderr))
+    assert silent
+    assert not warned & set(silent)
+    assert found[0].endswith(f"|{len(silent) + len(warned)}")
     assert any(line.startswith("ebay|") and line.endswith("|4|25.0") for line in found[3:])
 
 

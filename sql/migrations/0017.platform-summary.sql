@@ -13,7 +13,8 @@ SET LOCAL citus.enable_ddl_propagation = off; -- noqa: PRS
 -- Whoever reads a table runs what its owner hung on it, with the rights of whoever reads: policies, views, and, as soon
 -- as a query is planned, the expressions of indexes and statistics. So a table is read if its owner and its schema's
 -- could do all that the current role can: each is a superuser, that role, or a member of it. Another's is read only by
--- a mere reader, and only if nothing of the kind hangs on it: which can change between this look and the reading.
+-- a mere reader, and only if nothing of the kind hangs on it: which can change between this look and the reading, unless
+-- the table is locked.
 CREATE OR REPLACE FUNCTION job_stats.readable(schemas oid [], mere_reader boolean)
 RETURNS SETOF regclass
 LANGUAGE plpgsql -- which keeps its plan
@@ -33,10 +34,9 @@ BEGIN
     ) AS c
     WHERE
         has_schema_privilege(n.oid, 'USAGE')
-        AND NOT ( -- a child, which may be anybody's, has rows of it, too
-            c.relhassubclass -- or had a child once
-            AND EXISTS (SELECT FROM pg_inherits AS i WHERE i.inhparent = c.oid)
-        )
+        AND has_table_privilege(c.oid, 'SELECT')
+        -- A child, which may be anybody's, has rows of it, too.
+        AND NOT (c.relhassubclass AND EXISTS (SELECT FROM pg_inherits AS i WHERE i.inhparent = c.oid))
         AND 8 = (
             SELECT count(*)
             FROM pg_attribute AS a
@@ -52,7 +52,6 @@ BEGIN
                     ) THEN a.atttypid IN ('integer'::regtype, 'bigint'::regtype)
                 END
                 AND a.attgenerated = ''
-                AND has_column_privilege(c.oid, a.attnum, 'SELECT')
         )
         AND CASE
             WHEN pg_has_role(c.relowner, current_user, 'MEMBER') AND pg_has_role(n.nspowner, current_user, 'MEMBER')
@@ -227,6 +226,7 @@ DECLARE
     place integer := 1;
     one_by_one_until integer := 0;
     readable regclass[];
+    is_read boolean;
     found jsonb;
     lowest bigint;
     sums jsonb := '[{"marketplace": "ebay"}, {"marketplace": "etsy"}, {"marketplace": "vinted"}]';
@@ -237,29 +237,32 @@ BEGIN
     END IF;
     WHILE place <= cardinality(schemas) LOOP
         size := CASE WHEN place <= one_by_one_until THEN 1 ELSE at_a_time END;
+        is_read := false;
         BEGIN
             readable := ARRAY(SELECT job_stats.readable(schemas[place:place + size - 1], mere_reader));
+            IF mere_reader AND readable <> '{}' THEN -- looked at again when locked, it is what will be read
+                EXECUTE 'LOCK TABLE ONLY ' || array_to_string(readable, ', ') || ' IN ACCESS SHARE MODE';
+                readable := ARRAY(SELECT job_stats.readable(schemas[place:place + size - 1], mere_reader));
+            END IF;
             strangers := strangers OR (NOT mere_reader AND cardinality(readable) < size AND cardinality(readable) < (
                 SELECT count(*) FROM job_stats.readable(schemas[place:place + size - 1], true)
             ));
             found := sums;
             IF readable <> '{}' THEN
                 EXECUTE job_stats.adding_up(readable) INTO found, lowest USING sums, last_day, days;
-                IF lowest < 0 THEN -- it would take away from what others have counted
-                    RAISE EXCEPTION 'it has negative numbers';
-                END IF;
-                IF jsonb_array_length(found) > 100 THEN
-                    RAISE EXCEPTION 'there are more than 100 marketplaces';
+                IF lowest < 0 OR jsonb_array_length(found) > 100 THEN -- to the cost of what others have counted
+                    RAISE EXCEPTION 'it has negative numbers, or brings the marketplaces to more than 100';
                 END IF;
             END IF;
-            RAISE SQLSTATE 'JS000';
+            is_read := true;
+            RAISE EXCEPTION 'read';
         EXCEPTION -- on Citus: inside no other such block
-            WHEN SQLSTATE 'JS000' THEN
-                sums := found;
-                not_skipped := not_skipped + cardinality(readable);
-                place := place + size;
-            WHEN OTHERS THEN
-                IF size = 1 THEN
+            WHEN assert_failure OR OTHERS THEN
+                IF is_read THEN
+                    sums := found;
+                    not_skipped := not_skipped + cardinality(readable);
+                    place := place + size;
+                ELSIF size = 1 THEN
                     RAISE WARNING '% is skipped: %', schemas[place]::regnamespace, SQLERRM;
                     place := place + 1;
                 ELSE
