@@ -123,7 +123,7 @@ def test_a_tenant_made_of_a_dump_of_the_template(migrated: Connection) -> None:
     assert "user_dumped: was migrated elsewhere" in psql(migrated, "-f", VERIFY).stderr
     migrated.execute(
         """
-        INSERT INTO tenancy.undo SELECT 'user_dumped.marketplace_job_stats', migration, script, renames
+        INSERT INTO tenancy.undo SELECT 'user_dumped.marketplace_job_stats', migration, script, renames, 'user_dumped'
         FROM tenancy.undo WHERE target = 'template_tenant.marketplace_job_stats'::regclass
         """
     )
@@ -142,6 +142,85 @@ def test_a_restored_database(toolkit: Connection, before: dict[str, str]) -> Non
         restored.execute("ALTER SCHEMA user_2_acme RENAME TO user_2")
         ok(psql(restored, *DOWN))
         as_before(restored, before)
+
+
+def keep_of_the_dead(conn: Connection, table: str, columns: str) -> None:
+    """Fill a table of state as dropped tables leave it: a row for each oid that a database restored next will use."""
+    conn.execute("CREATE TABLE public.newest ()")
+    (newest,) = column(conn, "SELECT 'public.newest'::regclass::oid::bigint")
+    conn.execute("DROP TABLE public.newest")
+    conn.execute(f"INSERT INTO {table} SELECT {columns} FROM generate_series({newest}, {newest + 9999}) AS o".encode())
+
+
+def test_the_dead_of_a_restored_database(toolkit: Connection, before: dict[str, str]) -> None:
+    """pg_dump writes what is kept of dropped tables as numbers, which are oids of others there: it is nobody's."""
+    toolkit.execute("CALL job_stats.add_tenant('user_new')")
+    sequences = "SELECT oid::regclass::text FROM pg_class WHERE relkind = 'S' ORDER BY 1"
+    keep_of_the_dead(
+        toolkit,
+        "tenancy.undo",
+        """
+        o::regclass, '0020.marketplace-job-stats',
+        'ALTER TABLE marketplace_job_stats ADD CONSTRAINT fk_of_the_dead
+            FOREIGN KEY (action_type_id) REFERENCES vinted.action_types;', '', 'user_dead'
+        """,
+    )
+    keep_of_the_dead(toolkit, "tenancy.renames_left", "o::regclass, 'dead_id_seq', 'vinted_job_stats_id_seq'")
+    with database(toolkit, f"{toolkit.info.dbname}_restored") as restored:
+        ok(psql(restored, stdin=pg_dump(toolkit)))
+        hit = "SELECT count(*) > 1 FROM tenancy.undo WHERE target = 'user_2.marketplace_job_stats'::regclass"
+        assert column(restored, hit) == [True]
+        kept = column(restored, sequences)
+        ok(psql(restored, "-f", VERIFY))
+        ok(psql(restored, *DOWN))
+        ok(psql(restored, "-c", "CALL job_stats.verify(expected => 'legacy')"))
+        restored.execute("CALL tenancy.refuse_while_needed()")
+        as_before(restored, before)
+        (new,) = definitions(restored, ["user_new"]).values()
+        assert new == before["user_1"].replace("user_1", "user_new")
+        renamed = [name.replace("marketplace_job_stats", "vinted_job_stats") for name in kept]
+        assert column(restored, sequences) == sorted(renamed)
+
+
+def test_a_renamed_tenant_among_the_dead(toolkit: Connection, before: dict[str, str]) -> None:
+    """Whose schema was renamed is not guessed, where the dead have left something of its oid: a DBA says it."""
+    toolkit.execute("ALTER SCHEMA user_2 RENAME TO user_2_acme")
+    keep_of_the_dead(toolkit, "tenancy.undo", "o::regclass, '0020.marketplace-job-stats', 'dead', '', 'user_dead'")
+    with database(toolkit, f"{toolkit.info.dbname}_restored") as restored:
+        ok(psql(restored, stdin=pg_dump(toolkit)))
+        refused = psql(restored, *DOWN)
+        assert "user_2_acme: tenancy.undo says several things" in refused.stderr
+        assert "19 done, 0 done before, 1 FAILED" in refused.stderr
+        of_it = "target = 'user_2_acme.marketplace_job_stats'::regclass"
+        assert column(restored, f"SELECT schema_name FROM tenancy.undo WHERE {of_it} ORDER BY 1") == [
+            "user_2",
+            "user_dead",
+        ]
+        restored.execute(f"DELETE FROM tenancy.undo WHERE {of_it} AND schema_name = 'user_dead'".encode())
+        ok(psql(restored, "-f", DOWNGRADE))
+        restored.execute("ALTER SCHEMA user_2_acme RENAME TO user_2")
+        as_before(restored, before)
+
+
+def test_archives_of_the_dead(migrated: Connection, tmp_path: Path) -> None:
+    """An archive is known in a restored database; what has a dropped one's number there is none, and stays."""
+    query = "SELECT id, marketplace, total_jobs FROM user_1.marketplace_job_stats ORDER BY 1"
+    insert = "INSERT INTO user_1.marketplace_job_stats (action_type_id, date, marketplace, total_jobs) VALUES"
+    migrated.execute(f"{insert} (1, '2026-01-01', 'ebay', 3), (1, '2026-01-01', 'vinted', 4)".encode())
+    split = migrated.execute(query.encode()).fetchall()
+    ok(psql(migrated, *DOWN))
+    keep_of_the_dead(migrated, "job_stats.archives", "o::regclass")
+    with database(migrated, f"{migrated.info.dbname}_restored") as restored:
+        ok(psql(restored, stdin=pg_dump(migrated)))
+        restored.execute("CALL job_stats.forget_deleted('user_1.vinted_job_stats')")
+        ok(psql(restored, *UP))
+        assert restored.execute(query.encode()).fetchall() == split
+        ok(psql(restored, *DOWN))
+        (drop_archives,) = blocks("docs/replication.md", "sh", "FROM job_stats.archives")
+        relations = "SELECT oid::regclass::text FROM pg_class WHERE relkind IN ('r', 'v') AND oid >= 16384 ORDER BY 1"
+        others = [name for name in column(restored, relations) if name != "user_1.marketplace_job_stats_archive"]
+        bash(drop_archives, services(tmp_path / "services", subscriber=restored))
+        assert column(restored, relations) == others
 
 
 @pytest.mark.parametrize(

@@ -68,6 +68,9 @@ CREATE INDEX ix_journal_run_id ON tenancy.journal (run_id);
 -- These tables hold SQL that is run later, by whoever migrates: nobody but their owner may write them. It is kept here
 -- and not in a setting, which a tenant's code could change. A table is known by its oid, which a rename, of it or of
 -- its schema, leaves; and which pg_dump writes down as its name at that moment.
+--
+-- Of a table that is gone, pg_dump writes the bare number, which is another's oid where the dump is restored. So no key
+-- with such a number is unique, or the restore could fail; and who reads these tables asks for more than the oid.
 
 -- What a migration took away from a tenant's table: the scripts that give it back, then the names, run as a
 -- migration's.
@@ -76,14 +79,21 @@ CREATE TABLE tenancy.undo (
     migration text NOT NULL,
     script text NOT NULL DEFAULT '',
     renames text NOT NULL DEFAULT '',
-    CONSTRAINT pk_undo PRIMARY KEY (target, migration)
+    schema_name name NOT NULL -- the table's, when it was written
 );
+
+CREATE INDEX ix_undo_target ON tenancy.undo (target);
+ALTER TABLE tenancy.undo REPLICA IDENTITY FULL; -- or, if it is published, it could not be changed
 
 -- Sequences that were in use when they were to be renamed: the end of each run tries again.
 CREATE TABLE tenancy.renames_left (
-    sequence regclass CONSTRAINT pk_renames_left PRIMARY KEY,
+    sequence regclass NOT NULL,
+    old_name name NOT NULL,
     new_name name NOT NULL
 );
+
+CREATE INDEX ix_renames_left_sequence ON tenancy.renames_left (sequence);
+ALTER TABLE tenancy.renames_left REPLICA IDENTITY FULL;
 
 -- The migrations that are applied to all tenants, for sweep() to run where they are not yet done.
 CREATE TABLE tenancy.migrations (
@@ -137,9 +147,13 @@ SET search_path = pg_catalog, pg_temp
 AS $procedure$
 DECLARE
     needed text[] := ARRAY(
-        SELECT format('%s in %s', u.migration, c.relnamespace::regnamespace)
+        SELECT format('%s in %I', u.migration, n.nspname)
         FROM tenancy.undo AS u
         INNER JOIN pg_class AS c ON u.target = c.oid
+        INNER JOIN pg_namespace AS n ON c.relnamespace = n.oid
+        WHERE u.schema_name = n.nspname OR EXISTS (
+            SELECT FROM tenancy.effects AS e WHERE e.migration = u.migration AND e.table_name = c.relname
+        )
         UNION
         SELECT m.name FROM tenancy.migrations AS m
         ORDER BY 1

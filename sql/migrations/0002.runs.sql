@@ -142,9 +142,11 @@ BEGIN
         INSERT INTO tenancy.migrations
         VALUES (migration, pending, script, lock_timeout_ms, attempts);
     END IF;
-    -- Of tables that are gone: their oid may be another's one day.
-    DELETE FROM tenancy.undo AS u WHERE NOT EXISTS (SELECT FROM pg_class AS c WHERE c.oid = u.target);
-    DELETE FROM tenancy.renames_left AS l WHERE NOT EXISTS (SELECT FROM pg_class AS c WHERE c.oid = l.sequence);
+    -- Of tables and sequences that are gone: their oid may be another's one day.
+    DELETE FROM tenancy.undo AS u
+    WHERE NOT EXISTS (SELECT FROM pg_class AS c WHERE c.oid = u.target AND c.relkind IN ('r', 'p'));
+    DELETE FROM tenancy.renames_left AS l
+    WHERE NOT EXISTS (SELECT FROM pg_class AS c WHERE c.oid = l.sequence AND c.relkind = 'S' AND c.relname = l.old_name);
 END
 $procedure$;
 

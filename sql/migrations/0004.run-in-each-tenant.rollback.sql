@@ -8,5 +8,6 @@ DROP PROCEDURE tenancy.sweep;
 DROP PROCEDURE tenancy.next_migration;
 DROP PROCEDURE tenancy.for_each_tenant;
 DROP PROCEDURE tenancy.run_in_tenant;
+DROP PROCEDURE tenancy.remember;
 DROP PROCEDURE tenancy.run_script;
 DROP PROCEDURE tenancy.pin;

@@ -60,6 +60,33 @@ BEGIN
 END
 $procedure$;
 
+-- Adds to what undoes, for one table, the migration that is being run.
+CREATE OR REPLACE PROCEDURE tenancy.remember(target regclass, script text DEFAULT '', renames text DEFAULT '')
+LANGUAGE plpgsql
+SET search_path = pg_catalog, pg_temp
+AS $procedure$
+BEGIN
+    MERGE INTO tenancy.undo AS u
+    USING (
+        SELECT r.migration, n.nspname
+        FROM tenancy.runs AS r
+        INNER JOIN pg_class AS c ON c.oid = target
+        INNER JOIN pg_namespace AS n ON c.relnamespace = n.oid
+        WHERE r.pid = pg_backend_pid() AND r.finished_at IS NULL
+        ORDER BY r.id DESC
+        LIMIT 1
+    ) AS w ON u.target = remember.target AND u.migration = w.migration AND u.schema_name = w.nspname
+    WHEN MATCHED THEN UPDATE SET
+        script = concat_ws(E'\n', u.script, remember.script),
+        renames = concat_ws(E'\n', u.renames, remember.renames)
+    WHEN NOT MATCHED THEN INSERT (target, migration, script, renames, schema_name)
+        VALUES (remember.target, w.migration, remember.script, remember.renames, w.nspname);
+    IF NOT FOUND THEN
+        RAISE EXCEPTION 'only a script of tenancy.for_each_tenant may drop what its rollback is to restore';
+    END IF;
+END
+$procedure$;
+
 -- Runs a script in one tenant, and says how it ended: with is_done, the transaction is to be committed, otherwise rolled
 -- back. The outcome is NULL if the tenant has been dropped.
 CREATE OR REPLACE PROCEDURE tenancy.run_in_tenant(

@@ -11,4 +11,3 @@ DROP PROCEDURE tenancy.check_foreign_key;
 DROP PROCEDURE tenancy.drop_foreign_keys;
 DROP PROCEDURE tenancy.drop_unique_keys;
 DROP FUNCTION tenancy.definition;
-DROP PROCEDURE tenancy.remember;

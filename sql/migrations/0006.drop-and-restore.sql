@@ -9,26 +9,6 @@
 SET LOCAL search_path = pg_catalog, pg_temp;
 SET LOCAL citus.enable_ddl_propagation = off; -- noqa: PRS
 
--- Adds to what undoes, for one table, the migration that is being run.
-CREATE OR REPLACE PROCEDURE tenancy.remember(target regclass, script text DEFAULT '', renames text DEFAULT '')
-LANGUAGE plpgsql
-SET search_path = pg_catalog, pg_temp
-AS $procedure$
-BEGIN
-    INSERT INTO tenancy.undo AS u (target, migration, script, renames)
-    SELECT remember.target, r.migration, remember.script, remember.renames
-    FROM tenancy.runs AS r
-    WHERE r.pid = pg_backend_pid() AND r.finished_at IS NULL
-    ORDER BY r.id DESC
-    LIMIT 1
-    ON CONFLICT ON CONSTRAINT pk_undo DO UPDATE
-    SET script = concat_ws(E'\n', u.script, excluded.script), renames = concat_ws(E'\n', u.renames, excluded.renames);
-    IF NOT FOUND THEN
-        RAISE EXCEPTION 'only a script of tenancy.for_each_tenant may drop what its rollback is to restore';
-    END IF;
-END
-$procedure$;
-
 -- How a constraint, or an index, was defined, in words that mean the same under any setting and any schema's name.
 CREATE OR REPLACE FUNCTION tenancy.definition(of_constraint oid, of_index oid)
 RETURNS text
@@ -272,8 +252,8 @@ $function$;
 
 -- Gives a table back what a migration took from it, by the script that it left. A table that was born after the
 -- migration, as a clone of the template, has none: for it there is the script otherwise. The constraint called mark
--- tells them apart, since a clone gets names of PostgreSQL's own: with it and without a script, the table has come from
--- elsewhere.
+-- tells them apart: with it and without a script, the table has come from elsewhere. A script left under another schema's
+-- name is its own if that was renamed, or, in a restored database, a dead table's: not believed beside another, nor unmarked.
 CREATE OR REPLACE PROCEDURE tenancy.restore(target regclass, of_migration text, mark name, otherwise text)
 LANGUAGE plpgsql
 SET search_path = pg_catalog, pg_temp
@@ -282,20 +262,31 @@ DECLARE
     home constant name := (
         SELECT n.nspname FROM pg_class AS c INNER JOIN pg_namespace AS n ON c.relnamespace = n.oid WHERE c.oid = target
     );
-    kept text;
+    is_marked constant boolean := EXISTS (SELECT FROM pg_constraint WHERE conrelid = target AND conname = mark);
+    kept text[];
 BEGIN
-    DELETE FROM tenancy.undo AS u
-    WHERE u.target = restore.target AND u.migration = of_migration
-    RETURNING concat_ws(E'\n', u.script, u.renames) INTO kept;
-    IF kept IS NULL AND EXISTS (SELECT FROM pg_constraint AS c WHERE c.conrelid = target AND c.conname = mark) THEN
+    WITH gone AS (
+        DELETE FROM tenancy.undo AS u
+        WHERE u.target = restore.target AND u.migration = of_migration
+        RETURNING u.schema_name = home AS is_its, concat_ws(E'\n', u.script, u.renames) AS script
+    )
+
+    SELECT coalesce(
+        array_agg(DISTINCT g.script) FILTER (WHERE g.is_its),
+        array_agg(DISTINCT g.script) FILTER (WHERE is_marked OR mark IS NULL)
+    ) INTO kept FROM gone AS g;
+    IF cardinality(kept) > 1 THEN
+        RAISE EXCEPTION 'tenancy.undo says several things of what % was before %', target, of_migration
+        USING DETAIL = '(Delete the rows that are others'': docs/runbook.md, "Backups and standbys".)';
+    ELSIF kept IS NULL AND is_marked THEN
         RAISE EXCEPTION 'tenancy.undo does not say what % was before %', target, of_migration
         USING DETAIL = '(If it was moved here, bring its row along: docs/runbook.md, "Move a tenant".)';
     END IF;
     IF tenancy.is_trusted(target) OR EXISTS (SELECT FROM pg_extension WHERE extname = 'citus') THEN
-        CALL tenancy.run_script(home, coalesce(kept, otherwise));
+        CALL tenancy.run_script(home, coalesce(kept[1], otherwise));
     ELSE
         BEGIN
-            CALL tenancy.run_script(home, coalesce(kept, otherwise));
+            CALL tenancy.run_script(home, coalesce(kept[1], otherwise));
         EXCEPTION -- not on Citus: it has gone the other way
             WHEN query_canceled THEN -- by the owner's code, such as an index's, which is to end no run
                 RAISE EXCEPTION '%', SQLERRM;

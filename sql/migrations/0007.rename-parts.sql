@@ -70,12 +70,10 @@ BEGIN
                 in_use := true;
         END;
     END IF;
+    DELETE FROM tenancy.renames_left AS l WHERE l.sequence = rename_sequence.sequence;
     IF in_use THEN
-        INSERT INTO tenancy.renames_left AS l (sequence, new_name)
-        VALUES (rename_sequence.sequence, rename_sequence.new_name)
-        ON CONFLICT ON CONSTRAINT pk_renames_left DO UPDATE SET new_name = excluded.new_name;
-    ELSE
-        DELETE FROM tenancy.renames_left AS l WHERE l.sequence = rename_sequence.sequence;
+        INSERT INTO tenancy.renames_left (sequence, old_name, new_name)
+        SELECT c.oid, c.relname, rename_sequence.new_name FROM pg_class AS c WHERE c.oid = sequence;
     END IF;
 END
 $procedure$;
@@ -87,12 +85,19 @@ LANGUAGE plpgsql
 SET search_path = pg_catalog, pg_temp
 AS $procedure$
 DECLARE
+    start constant timestamptz := clock_timestamp();
     left_over record;
 BEGIN
     CALL tenancy.begin_step();
     SET LOCAL citus.propagate_set_commands = 'local';
     EXECUTE format('SET LOCAL lock_timeout = %s', lock_timeout_ms);
-    FOR left_over IN SELECT l.sequence, l.new_name FROM tenancy.renames_left AS l LOOP
+    FOR left_over IN
+        SELECT l.sequence, l.new_name
+        FROM tenancy.renames_left AS l
+        INNER JOIN pg_class AS c ON l.sequence = c.oid AND l.old_name = c.relname AND c.relkind = 'S'
+        ORDER BY random() -- and not for long: one tenant may have many that are always in use
+    LOOP
+        EXIT WHEN clock_timestamp() > start + interval '2 s';
         BEGIN
             CALL tenancy.rename_sequence(left_over.sequence, left_over.new_name);
         EXCEPTION -- on Citus: inside no other such block; and rename_sequence() has none there

@@ -10,6 +10,8 @@ SET LOCAL citus.enable_ddl_propagation = off; -- noqa: PRS
 CREATE SCHEMA job_stats;
 
 -- The archives that fold_marketplaces() made: what else has their name is not believed. State, as tenancy.undo is.
-CREATE TABLE job_stats.archives (archive regclass CONSTRAINT pk_archives PRIMARY KEY);
+CREATE TABLE job_stats.archives (archive regclass NOT NULL);
+CREATE INDEX ix_archives_archive ON job_stats.archives (archive);
+ALTER TABLE job_stats.archives REPLICA IDENTITY FULL; -- or, if it is published, it could not be changed
 
 CALL tenancy.make_private('job_stats');

@@ -81,9 +81,10 @@ BEGIN
         RAISE EXCEPTION '% is no longer what it was', place;
     END IF;
     FOR archive IN
-        SELECT a.relname
+        SELECT DISTINCT a.relname
         FROM job_stats.archives AS k
         INNER JOIN pg_class AS a ON k.archive = a.oid
+        INNER JOIN pg_attribute AS f ON a.oid = f.attrelid AND f.attname = 'folded_id'
         WHERE a.relnamespace = to_regnamespace(quote_ident(home))
     LOOP
         CALL job_stats.lock_archive(target, archive, found);

@@ -42,9 +42,9 @@ LEFT JOIN (
 LEFT JOIN (
     SELECT
         c.relnamespace,
-        string_agg(format('sequence %s is still to be renamed', c.relname), '; ') AS renames_left
+        string_agg(DISTINCT format('sequence %s is still to be renamed', c.relname), '; ') AS renames_left
     FROM tenancy.renames_left AS l
-    INNER JOIN pg_class AS c ON l.sequence = c.oid
+    INNER JOIN pg_class AS c ON l.sequence = c.oid AND l.old_name = c.relname
     GROUP BY 1
 ) AS n ON t.schema_oid = n.relnamespace;
 
