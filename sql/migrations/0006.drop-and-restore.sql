@@ -252,8 +252,8 @@ $function$;
 
 -- Gives a table back what a migration took from it, by the script that it left. A table that was born after the
 -- migration, as a clone of the template, has none: for it there is the script otherwise. The constraint called mark
--- tells them apart: with it and without a script, the table has come from elsewhere. A script left under another schema's
--- name is its own if that was renamed, or, in a restored database, a dead table's: not believed beside another, nor unmarked.
+-- tells them apart: with it and without a script, the table has come from elsewhere. A script left under another name of
+-- the schema is its own, or, in a restored database, a dead one's: not believed beside another, nor without the mark.
 CREATE OR REPLACE PROCEDURE tenancy.restore(target regclass, of_migration text, mark name, otherwise text)
 LANGUAGE plpgsql
 SET search_path = pg_catalog, pg_temp
