@@ -552,28 +552,40 @@ def test_others_are_not_held_up(migrator: Migrator) -> None:
 
 @pytest.mark.parametrize("migrator", ["superuser"], indirect=True)
 def test_a_tenant_that_ends_the_session_keeps_no_other_from_its_turn(migrator: Migrator) -> None:
-    """From 17 on a tenant's code can end its session; when the command is given again, its turn comes last."""
+    """From 17 on tenants' code can end the session; when the command is given again, their turns come last."""
     empty = migrator.superuser
     if empty.info.server_version < 170000:
         pytest.skip("before PostgreSQL 17 there is no transaction_timeout")
+    empty.execute(
+        """
+        CREATE SCHEMA user_fiend AUTHORIZATION legacy_evil;
+        CREATE TABLE user_fiend.vinted_job_stats (LIKE template_tenant.vinted_job_stats INCLUDING ALL);
+        ALTER TABLE user_fiend.vinted_job_stats OWNER TO legacy_evil
+        """
+    )
     ok(migrator.psql(*UP))
     each_day_on_ebay(empty, "user_evil", "user_victim")
     do(
         migrator,
         """
+        INSERT INTO user_fiend.marketplace_job_stats (action_type_id, date, marketplace)
+        SELECT 1, '2026-01-01', name FROM unnest('{vinted, ebay}'::text[]) AS name;
         CREATE FUNCTION user_evil.ends() RETURNS trigger LANGUAGE plpgsql AS $$
         BEGIN
             PERFORM set_config('transaction_timeout', '50', true), pg_sleep(10);
             RETURN NULL;
         END $$;
         CREATE TRIGGER t AFTER UPDATE ON user_evil.marketplace_job_stats
+        FOR EACH STATEMENT EXECUTE FUNCTION user_evil.ends();
+        CREATE TRIGGER t AFTER UPDATE ON user_fiend.marketplace_job_stats
         FOR EACH STATEMENT EXECUTE FUNCTION user_evil.ends()
         """,
     )
-    for state in ["migrated", "legacy"]:
+    for turn, state in [("user_evil", "migrated"), ("user_fiend", "migrated"), ("user_evil", "legacy")]:
         assert "terminating connection" in migrator.psql("-f", DOWNGRADE).stderr
+        assert column(empty, "SELECT turn FROM tenancy.runs ORDER BY id DESC LIMIT 1") == [turn]
         assert states(empty)["user_victim"] == state
-    do(migrator, "DROP TRIGGER t ON user_evil.marketplace_job_stats")
+    do(migrator, "DROP FUNCTION user_evil.ends CASCADE")
     ok(migrator.psql("-f", DOWNGRADE))
     unharmed(empty)
 

@@ -43,7 +43,8 @@ CREATE TABLE tenancy.runs (
     pid integer NOT NULL,
     started_at timestamptz NOT NULL DEFAULT clock_timestamp(),
     finished_at timestamptz, -- NULL while it runs, and for ever if it was killed
-    to_do integer NOT NULL -- tenants, when it started
+    to_do integer NOT NULL, -- tenants, when it started
+    turn name -- the last tenant whose turn it was
 );
 
 -- A row per attempt at a tenant: if that is done, of the tenant's own transaction.

@@ -150,6 +150,18 @@ BEGIN
 END
 $procedure$;
 
+-- Notes whose turn it is, should the tenant's own code end the session.
+CREATE OR REPLACE PROCEDURE tenancy.begin_turn(run_id bigint, tenant name)
+LANGUAGE plpgsql
+SET search_path = pg_catalog, pg_temp
+AS $procedure$
+BEGIN
+    CALL tenancy.begin_step();
+    SET LOCAL synchronous_commit = off;
+    UPDATE tenancy.runs AS r SET turn = tenant WHERE r.id = run_id;
+END
+$procedure$;
+
 -- Ends a run. Where a tenant is as before though its script has ended, its own code has undone it: it has failed. A
 -- migration is forgotten when its rollback has left it nowhere: until then, sweep() takes back what that has done.
 CREATE OR REPLACE PROCEDURE tenancy.finish_run(run_id bigint, migration text, pending text)

@@ -201,6 +201,8 @@ BEGIN
         CALL tenancy.next_pass(this_run, pending, lock_timeout_ms, attempts, attempt, queue);
         EXIT WHEN queue IS NULL;
         FOREACH tenant IN ARRAY queue LOOP
+            CALL tenancy.begin_turn(this_run, tenant);
+            COMMIT;
             CALL tenancy.run_in_tenant(
                 this_run, migration, tenant, run, attempt, lock_timeout_ms, is_done, outcome, problem, milliseconds
             );

@@ -76,23 +76,16 @@ DECLARE
     some_locked boolean;
     template_locked boolean;
     template_failed boolean;
-    suspect name;
+    suspects name[];
     give_up_at timestamptz;
 BEGIN
     CALL tenancy.begin_step();
-    -- Where the last run of this migration was killed, the tenant whose turn it was comes last: if its own code ends
-    -- the session, the others are done before.
-    SELECT min(l.schema_name) INTO suspect
-    FROM tenancy.look(pending) AS l
-    INNER JOIN tenancy.progress AS p ON p.run_id = (
-        SELECT max(r.id) FROM tenancy.runs AS r
-        WHERE r.id < next_pass.run_id AND r.migration = (
-            SELECT this.migration FROM tenancy.runs AS this WHERE this.id = next_pass.run_id
-        )
-    )
-    WHERE l.is_pending AND p.state = 'killed' AND l.schema_name > (
-        SELECT j.schema_name FROM tenancy.journal AS j WHERE j.run_id = p.run_id ORDER BY j.id DESC LIMIT 1
-    );
+    -- Where runs of this migration were killed, the tenants whose turn it was come last: if their own code ends the
+    -- session, the others are done before.
+    SELECT array_agg(r.turn) INTO suspects
+    FROM tenancy.runs AS this
+    INNER JOIN tenancy.runs AS r ON this.migration = r.migration
+    WHERE this.id = next_pass.run_id AND r.id < this.id AND r.finished_at IS NULL;
     SELECT r.started_at + nullif(current_setting('tenancy.give_up_after', true), '')::interval INTO give_up_at
     FROM tenancy.runs AS r
     WHERE r.id = next_pass.run_id;
@@ -107,7 +100,7 @@ BEGIN
         SELECT
             array_agg(
                 l.schema_name ORDER BY
-                    l.schema_name <> 'template_tenant', coalesce(l.schema_name = suspect, false), t.last_id,
+                    l.schema_name <> 'template_tenant', coalesce(l.schema_name = ANY (suspects), false), t.last_id,
                     l.schema_name
             ) FILTER (WHERE (t.last_attempt = next_pass.attempt) IS NOT TRUE),
             coalesce(bool_or(t.last_id IS NOT NULL), false),
