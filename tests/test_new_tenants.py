@@ -10,8 +10,8 @@ import psycopg
 import pytest
 
 from stats_lib import update_job_stats
-from tests.deploy import connect, psql, schema_dump, yoyo
-from tests.tenants import UPGRADE, VERIFY, Connection, clone, column, ok, running, states, wait_until
+from tests.deploy import bash, connect, libpq_env, psql, schema_dump, yoyo
+from tests.tenants import DOWN, UPGRADE, VERIFY, Connection, clone, column, ok, running, states, wait_until
 from tests.test_docs import blocks
 
 BOTH = ["sql/migrations", "sql/contract"]
@@ -197,3 +197,32 @@ def test_a_tenant_is_left_out(legacy: Connection) -> None:
     legacy.execute("ALTER TABLE user_1.vinted_job_stats DROP marketplace; DELETE FROM tenancy.left_out")
     ok(psql(legacy, "-f", UPGRADE))
     assert states(legacy)["user_1"] == "migrated"
+
+
+def test_the_toolkit_stays_for_a_tenant_that_no_run_has_reached(migrated: Connection) -> None:
+    """One that was born migrated, and is left out, would have nothing to come back by: it is named."""
+    migrated.execute("CALL job_stats.add_tenant('user_new')")
+    migrated.execute("INSERT INTO tenancy.left_out VALUES ('user_new', 'stays as it is')")
+    refused = yoyo(migrated, "rollback", "--all")
+    assert "the toolkit is still needed for user_new.marketplace_job_stats" in refused.stderr
+    assert column(migrated, "SELECT count(*) FROM job_stats.tenant_status WHERE state = 'legacy'") == [20]
+    migrated.execute("DELETE FROM tenancy.left_out")
+    ok(psql(migrated, *DOWN))
+    ok(yoyo(migrated, "rollback", "--all"))
+    assert column(migrated, "SELECT to_regnamespace('tenancy')") == [None]
+
+
+def test_archives_that_outlive_the_toolkit(migrated: Connection) -> None:
+    """The next toolkit does not know them; made known as the runbook says, they restore the split."""
+    for marketplace in ("vinted", "ebay"):
+        update_job_stats(migrated, schema="user_1", action_type_id=1, marketplace=marketplace, success=True)
+    query = "SELECT marketplace, sum(total_jobs) FROM user_1.marketplace_job_stats GROUP BY 1 ORDER BY 1"
+    before = migrated.execute(query).fetchall()
+    ok(yoyo(migrated, "rollback", "--all"))
+    assert (
+        "user_1.marketplace_job_stats_archive is none that a rollback here has made" in yoyo(migrated, "apply").stderr
+    )
+    (known,) = blocks("docs/runbook.md", "sh", "INSERT INTO job_stats.archives")
+    bash(known, libpq_env(migrated))
+    ok(yoyo(migrated, "apply"))
+    assert migrated.execute(query).fetchall() == before
