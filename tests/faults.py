@@ -33,21 +33,26 @@ STOP_INSIDE = """
     EXECUTE FUNCTION public.stop_inside();
 """
 
-# For each moment: the locks by which it is reached, each let go when the next one is held; and how many of 20 tenants
-# are done by then.
+# By a trigger on what the end of a run updates, and nothing else does.
+STOP_AT_END = """
+    CREATE FUNCTION public.stop_at_end() RETURNS trigger LANGUAGE plpgsql AS $$
+    BEGIN
+        PERFORM pg_advisory_xact_lock_shared(1);
+        RETURN NEW;
+    END
+    $$;
+    CREATE TRIGGER stop_at_end BEFORE UPDATE OF finished_at ON tenancy.runs
+    FOR EACH ROW EXECUTE FUNCTION public.stop_at_end();
+"""
+
+# For each moment: the lock by which it is reached, and how many of 20 tenants are done by then.
 MOMENTS = {
-    "before the first tenant": ([LOCK_TENANT.format("template_tenant.{}")], 0),
+    "before the first tenant": (LOCK_TENANT.format("template_tenant.{}"), 0),
     # The run puts the tenant off, does the others, and then sleeps a while.
-    "between two tenants": ([LOCK_TENANT.format("user_2.{}")], 19),
-    "inside a tenant": (["SELECT pg_advisory_xact_lock(1)"], 2),
-    "after the last tenant": (
-        [
-            LOCK_TENANT.format("template_tenant.{}"),
-            "SELECT FROM tenancy.runs WHERE finished_at IS NULL FOR SHARE",  # which the end of the run updates
-        ],
-        20,
-    ),
-    "before the mark": (["LOCK TABLE _yoyo_migration IN SHARE MODE"], 20),
+    "between two tenants": (LOCK_TENANT.format("user_2.{}"), 19),
+    "inside a tenant": ("SELECT pg_advisory_xact_lock(1)", 2),
+    "after the last tenant": ("SELECT pg_advisory_xact_lock(1)", 20),
+    "before the mark": ("LOCK TABLE _yoyo_migration IN SHARE MODE", 20),
 }
 
 
@@ -68,7 +73,7 @@ def stopped(conn: Connection, moment: str, *command: str) -> Iterator[Run]:
         "SELECT relname FROM pg_class WHERE relname ~ 'job_stats$' AND relkind = 'r'"
         " AND relnamespace = 'template_tenant'::regnamespace",
     )
-    locks, done = MOMENTS[moment]
+    lock, done = MOMENTS[moment]
     stops = "SELECT pid FROM pg_stat_activity WHERE application_name = 'yoyo' AND %s = ANY (pg_blocking_pids(pid))"
     if moment == "between two tenants":
         stops = (
@@ -77,9 +82,11 @@ def stopped(conn: Connection, moment: str, *command: str) -> Iterator[Run]:
         )
     elif moment == "inside a tenant":
         conn.execute(STOP_INSIDE.encode())
+    elif moment == "after the last tenant":
+        conn.execute(STOP_AT_END.encode())
     with ExitStack() as stack:
-        blockers = [stack.enter_context(connect(conn, autocommit=False)) for _ in locks]
-        blockers[0].execute(locks[0].format(table).encode())
+        blocker = stack.enter_context(connect(conn, autocommit=False))
+        blocker.execute(lock.format(table).encode())
         process = stack.enter_context(
             subprocess.Popen(
                 [sys.executable, "-m", "yoyo", *command],
@@ -93,23 +100,14 @@ def stopped(conn: Connection, moment: str, *command: str) -> Iterator[Run]:
         )
         stack.callback(process.kill)
 
-        def until_stopped(blocker: Connection) -> int:
-            while not (pids := column(conn, stops, blocker.info.backend_pid)):
-                assert process.poll() is None, process.communicate()
-                conn.execute("SELECT pg_sleep(0.001)")
-            return int(pids[0])
-
-        pid = until_stopped(blockers[0])
-        for held, lock, blocker in zip(blockers[:-1], locks[1:], blockers[1:], strict=True):
-            blocker.execute(lock.encode())
-            held.rollback()
-            pid = until_stopped(blocker)
+        while not (pids := column(conn, stops, blocker.info.backend_pid)):
+            assert process.poll() is None, process.communicate()
+            conn.execute("SELECT pg_sleep(0.001)")
         assert column(conn, "SELECT done FROM tenancy.progress LIMIT 1") == [done]
         first = "SELECT pid FROM pg_stat_activity WHERE application_name = 'yoyo' ORDER BY backend_start LIMIT 1"
-        yield Run(process, pid, column(conn, first)[0])
-        for blocker in blockers:
-            with suppress(psycopg.OperationalError):  # it may have died with the server
-                blocker.rollback()
+        yield Run(process, int(pids[0]), column(conn, first)[0])
+        with suppress(psycopg.OperationalError):  # it may have died with the server
+            blocker.rollback()
         process.communicate()
 
 

@@ -247,6 +247,7 @@ def test_tables_only_in_schemas_that_are_no_tenants(empty: Connection) -> None:
 
 def test_whose_code_has_failed_is_said(legacy: Connection) -> None:
     """An event trigger that does not find its own table is named in the tenant's problem."""
+    ok(yoyo(legacy, "apply", "--revision", "0019"))
     legacy.execute(
         """
         CREATE FUNCTION public.log_ddl() RETURNS event_trigger LANGUAGE plpgsql AS
