@@ -15,7 +15,8 @@ SET LOCAL search_path = pg_catalog, pg_temp;
 SET LOCAL citus.enable_ddl_propagation = off; -- noqa: PRS
 
 -- Keeps a schema's name what it is, to the end of the transaction, by a grant that changes nothing: no lock does. A
--- schema that took its place would be taken for it by the next statement that finds something in it by name.
+-- schema that took its place would be taken for it by the next statement that finds something in it by name. Only where
+-- somebody could rename one, who must be allowed to create in the database: it costs as much as the migration itself.
 CREATE OR REPLACE PROCEDURE tenancy.pin(tenant name)
 LANGUAGE plpgsql
 SET search_path = pg_catalog, pg_temp
@@ -32,7 +33,15 @@ DECLARE
         WHERE n.nspname = tenant
     );
 BEGIN
-    IF NOT EXISTS (SELECT FROM pg_extension WHERE extname = 'citus') THEN -- which would grant it on all workers
+    IF EXISTS (
+        SELECT FROM pg_database AS d
+        CROSS JOIN aclexplode(d.datacl) AS a
+        WHERE
+            d.datname = current_database()
+            AND a.privilege_type = 'CREATE'
+            AND a.grantee NOT IN (SELECT r.oid FROM pg_roles AS r WHERE r.rolsuper OR r.rolname = current_user)
+            AND a.grantee <> d.datdba
+    ) AND NOT EXISTS (SELECT FROM pg_extension WHERE extname = 'citus') THEN -- which would grant it on all workers
         EXECUTE grant_again;
     END IF;
 END

@@ -231,7 +231,7 @@ BEGIN
             EXECUTE format('ALTER TABLE %s VALIDATE CONSTRAINT %I', target, key);
         END IF;
     ELSE
-        CALL tenancy.as_owner(target, format('tenancy.validate_rows(%L, %L)', target, key), valid);
+        CALL tenancy.as_owner(target, format('tenancy.validate_rows(%L, %L)', target, key), valid, false);
     END IF;
 END
 $procedure$;

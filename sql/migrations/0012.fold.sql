@@ -21,7 +21,7 @@ DECLARE
     needed boolean;
     is_written boolean;
 BEGIN
-    CALL tenancy.as_owner(target, format('job_stats.has_other_marketplaces(%L, %L)', target, folded), needed);
+    CALL tenancy.as_owner(target, format('job_stats.has_other_marketplaces(%L, %L)', target, folded), needed, false);
     IF NOT needed THEN
         RETURN;
     END IF;
