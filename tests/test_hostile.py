@@ -583,7 +583,7 @@ def test_a_tenant_that_ends_the_session_keeps_no_other_from_its_turn(migrator: M
     )
     for turn, state in [("user_evil", "migrated"), ("user_fiend", "migrated"), ("user_evil", "legacy")]:
         assert "terminating connection" in migrator.psql("-f", DOWNGRADE).stderr
-        assert column(empty, "SELECT turn FROM tenancy.runs ORDER BY id DESC LIMIT 1") == [turn]
+        assert column(empty, "SELECT nspname FROM tenancy.turn JOIN pg_namespace AS n ON n.oid = last_value") == [turn]
         assert states(empty)["user_victim"] == state
     do(migrator, "DROP FUNCTION user_evil.ends CASCADE")
     ok(migrator.psql("-f", DOWNGRADE))

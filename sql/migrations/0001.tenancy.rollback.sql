@@ -12,6 +12,7 @@ DROP TABLE tenancy.renames_left;
 DROP TABLE tenancy.undo;
 DROP TABLE tenancy.journal;
 DROP TABLE tenancy.runs;
+DROP SEQUENCE tenancy.turn;
 DROP TABLE tenancy.left_out;
 DROP VIEW tenancy.tenants;
 DROP SCHEMA tenancy;

@@ -44,8 +44,11 @@ CREATE TABLE tenancy.runs (
     started_at timestamptz NOT NULL DEFAULT clock_timestamp(),
     finished_at timestamptz, -- NULL while it runs, and for ever if it was killed
     to_do integer NOT NULL, -- tenants, when it started
-    turn name -- the last tenant whose turn it was
+    turn name -- of a run that was killed, the tenant whose turn it was
 );
+
+-- The oid of the schema whose turn it is: a sequence, which is written at once, and leaves no dead rows.
+CREATE SEQUENCE tenancy.turn;
 
 -- A row per attempt at a tenant: if that is done, of the tenant's own transaction.
 CREATE TABLE tenancy.journal (

@@ -7,7 +7,6 @@ CALL tenancy.refuse_while_needed();
 DROP VIEW tenancy.progress;
 DROP PROCEDURE tenancy.report_run;
 DROP PROCEDURE tenancy.finish_run;
-DROP PROCEDURE tenancy.begin_turn;
 DROP PROCEDURE tenancy.start_run;
 DROP PROCEDURE tenancy.begin_step;
 DROP FUNCTION tenancy.strangers;

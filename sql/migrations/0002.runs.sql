@@ -132,6 +132,9 @@ BEGIN
         RAISE EXCEPTION 'no tenant is concerned, but schemas are that are no tenants: %', tenancy.strangers(pending)
         USING HINT = 'The view tenancy.tenants says what a tenant is: replace it, or rename or drop these schemas.';
     END IF;
+    UPDATE tenancy.runs AS r
+    SET turn = (SELECT n.nspname FROM pg_namespace AS n INNER JOIN tenancy.turn AS t ON n.oid = t.last_value)
+    WHERE r.finished_at IS NULL AND r.turn IS NULL;
     INSERT INTO tenancy.runs AS r (migration, pid, to_do)
     VALUES (migration, pg_backend_pid(), to_do)
     RETURNING r.id INTO run_id;
@@ -147,18 +150,6 @@ BEGIN
     WHERE NOT EXISTS (SELECT FROM pg_class AS c WHERE c.oid = u.target AND c.relkind IN ('r', 'p'));
     DELETE FROM tenancy.renames_left AS l
     WHERE NOT EXISTS (SELECT FROM pg_class AS c WHERE c.oid = l.sequence AND c.relkind = 'S' AND c.relname = l.old_name);
-END
-$procedure$;
-
--- Notes whose turn it is, should the tenant's own code end the session.
-CREATE OR REPLACE PROCEDURE tenancy.begin_turn(run_id bigint, tenant name)
-LANGUAGE plpgsql
-SET search_path = pg_catalog, pg_temp
-AS $procedure$
-BEGIN
-    CALL tenancy.begin_step();
-    SET LOCAL synchronous_commit = off;
-    UPDATE tenancy.runs AS r SET turn = tenant WHERE r.id = run_id;
 END
 $procedure$;
 

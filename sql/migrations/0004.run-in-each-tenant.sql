@@ -111,6 +111,7 @@ DECLARE
     before jsonb;
 BEGIN
     CALL tenancy.begin_step();
+    PERFORM setval('tenancy.turn', to_regnamespace(quote_ident(tenant))::oid::bigint); -- in case it ends the session
     IF NOT EXISTS (SELECT FROM pg_extension WHERE extname = 'citus') THEN
         SET LOCAL synchronous_commit = off; -- the next synchronous commit, such as yoyo's mark, flushes all
         SET LOCAL plan_cache_mode = force_generic_plan; -- the helpers' queries are planned once, not in each tenant
@@ -210,8 +211,6 @@ BEGIN
         CALL tenancy.next_pass(this_run, pending, lock_timeout_ms, attempts, attempt, queue);
         EXIT WHEN queue IS NULL;
         FOREACH tenant IN ARRAY queue LOOP
-            CALL tenancy.begin_turn(this_run, tenant);
-            COMMIT;
             CALL tenancy.run_in_tenant(
                 this_run, migration, tenant, run, attempt, lock_timeout_ms, is_done, outcome, problem, milliseconds
             );
