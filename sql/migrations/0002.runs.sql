@@ -132,6 +132,7 @@ BEGIN
         RAISE EXCEPTION 'no tenant is concerned, but schemas are that are no tenants: %', tenancy.strangers(pending)
         USING HINT = 'The view tenancy.tenants says what a tenant is: replace it, or rename or drop these schemas.';
     END IF;
+    -- Of a run that was killed, for next_pass(): the sequence is soon this run's.
     UPDATE tenancy.runs AS r
     SET turn = (SELECT n.nspname FROM pg_namespace AS n INNER JOIN tenancy.turn AS t ON n.oid = t.last_value)
     WHERE r.finished_at IS NULL AND r.turn IS NULL;

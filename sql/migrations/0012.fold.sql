@@ -173,7 +173,7 @@ LANGUAGE plpgsql
 SET search_path = pg_catalog, pg_temp
 AS $procedure$
 BEGIN
-    IF NOT is_written THEN
+    IF is_written IS NOT TRUE THEN
         RAISE EXCEPTION 'a trigger or a rule of % has changed, or kept from it, what was written', target
         USING DETAIL = '(Disable it until this is done.)';
     END IF;
