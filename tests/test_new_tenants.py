@@ -117,6 +117,22 @@ def test_sign_ups_by_a_fixed_list(legacy: Connection) -> None:
     ok(yoyo(legacy, "rollback", "--revision", "0020"))
 
 
+def test_a_tenant_that_fails_keeps_no_other_from_being_swept(migrated: Connection) -> None:
+    """What comes after it is done, and all that failed is named at the end."""
+    migrated.execute("CREATE SCHEMA user_old; CREATE TABLE user_old.vinted_job_stats (id integer, marketplace text)")
+    clone(migrated, "user_odd", "user_1.marketplace_job_stats")
+    migrated.execute("ALTER TABLE user_odd.marketplace_job_stats DROP COLUMN untimed_jobs")  # one is in the way
+    migrated.execute("DROP VIEW user_1.vinted_job_stats")
+    migrated.execute("ALTER TABLE user_2.marketplace_job_stats DROP COLUMN untimed_jobs, DROP COLUMN total_duration_ms")
+    migrated.execute("DROP INDEX user_2.ix_stats_lib_date_marketplace")
+    swept = psql(migrated, "-c", "CALL job_stats.sweep()")
+    assert "sweep: 3 done, " in swept.stderr
+    assert " 2 FAILED" in swept.stderr
+    assert "0020.marketplace-job-stats: user_old: " in swept.stderr
+    assert "0021.exact-averages: user_odd: " in swept.stderr
+    assert {states(migrated)[tenant] for tenant in ["user_1", "user_2"]} == {"migrated"}
+
+
 def test_a_clone_without_a_view_is_named_and_healed(migrated: Connection) -> None:
     """Made after the change by code that copies the table only, it stops old code; not so after the contract."""
     clone(migrated, "user_New 1", "template_tenant.marketplace_job_stats")

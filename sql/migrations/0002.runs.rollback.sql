@@ -5,7 +5,7 @@ SET LOCAL search_path = pg_catalog, pg_temp;
 CALL tenancy.refuse_while_needed();
 
 DROP VIEW tenancy.progress;
-DROP PROCEDURE tenancy.report_run;
+DROP PROCEDURE tenancy.report_runs;
 DROP PROCEDURE tenancy.finish_run;
 DROP PROCEDURE tenancy.start_run;
 DROP PROCEDURE tenancy.begin_step;

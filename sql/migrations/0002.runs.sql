@@ -190,9 +190,9 @@ BEGIN
 END
 $procedure$;
 
--- Says how a run ended, or raises: if tenants were left, or if others than psql might take it for the whole.
-CREATE OR REPLACE PROCEDURE tenancy.report_run(
-    run_id bigint, migration text, already_done integer,
+-- Says how runs ended, or raises: if tenants were left, or if others than psql might take it for the whole.
+CREATE OR REPLACE PROCEDURE tenancy.report_runs(
+    runs bigint[], title text, already_done integer,
     INOUT done integer, INOUT failed integer, INOUT slowest_ms numeric, INOUT seconds numeric
 )
 LANGUAGE plpgsql
@@ -209,26 +209,29 @@ BEGIN
         coalesce(bool_or(j.is_left AND j.schema_name = 'template_tenant'), false),
         coalesce(
             array_agg(
-                regexp_replace(format('%s: %s', j.schema_name, j.problem), '[[:cntrl:]]+', ' ', 'g') ORDER BY j.id
+                regexp_replace(
+                    concat_ws(': ', nullif(j.migration, title), j.schema_name, j.problem), '[[:cntrl:]]+', ' ', 'g'
+                )
+                ORDER BY j.id
             ) FILTER (WHERE j.is_left), '{}'
         )
     INTO done, slowest_ms, template_failed, failures
     FROM (
-        SELECT DISTINCT ON (a.schema_name)
+        SELECT DISTINCT ON (a.run_id, a.schema_name)
             a.*,
             a.outcome IN ('failed', 'locked') AND to_regnamespace(quote_ident(a.schema_name)) IS NOT NULL AS is_left,
             max(a.milliseconds) OVER () AS slowest
         FROM tenancy.journal AS a
-        WHERE a.run_id = report_run.run_id
-        ORDER BY a.schema_name, a.id DESC
+        WHERE a.run_id = ANY (runs)
+        ORDER BY a.run_id, a.schema_name, a.id DESC
     ) AS j;
     failed := cardinality(failures);
-    seconds := round(extract(epoch FROM r.finished_at - r.started_at)::numeric, 1)
+    seconds := round(extract(epoch FROM sum(r.finished_at - r.started_at))::numeric, 1)
         FROM tenancy.runs AS r
-        WHERE r.id = run_id;
+        WHERE r.id = ANY (runs);
 
     IF failed > 0 THEN
-        RAISE EXCEPTION '%: % %, % done before, % FAILED', migration, done, verb, already_done, failed
+        RAISE EXCEPTION '%: % %, % done before, % FAILED', title, done, verb, already_done, failed
         USING
             DETAIL = array_to_string(
                 failures[1:50] || CASE WHEN failed > 50 THEN '... all are in tenancy.journal' END, E'\n'
@@ -238,7 +241,7 @@ BEGIN
                 ELSE 'A tenant that failed is as it was. '
             END || 'Mend the cause, then run the same command again: it does what is left.';
     ELSIF (tenancy.is_rehearsal() OR tenancy.is_canary()) AND current_setting('application_name') <> 'psql' THEN
-        RAISE EXCEPTION '%: % %, none failed, slowest % ms', migration, done, verb, slowest_ms
+        RAISE EXCEPTION '%: % %, none failed, slowest % ms', title, done, verb, slowest_ms
         USING HINT = 'An error, lest this be marked as applied: tenancy.dry_run or tenancy.tenants is set.';
     END IF;
 END

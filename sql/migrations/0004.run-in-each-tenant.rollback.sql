@@ -7,6 +7,7 @@ CALL tenancy.refuse_while_needed();
 DROP PROCEDURE tenancy.sweep;
 DROP PROCEDURE tenancy.next_migration;
 DROP PROCEDURE tenancy.for_each_tenant;
+DROP PROCEDURE tenancy.run_in_each_tenant;
 DROP PROCEDURE tenancy.run_in_tenant;
 DROP PROCEDURE tenancy.remember;
 DROP PROCEDURE tenancy.run_script;

@@ -21,17 +21,6 @@ CREATE OR REPLACE PROCEDURE tenancy.pin(tenant name)
 LANGUAGE plpgsql
 SET search_path = pg_catalog, pg_temp
 AS $procedure$
-DECLARE
-    grant_again constant text := (
-        SELECT format(
-            CASE
-                WHEN has_schema_privilege(n.nspowner, n.oid, 'USAGE') THEN 'GRANT USAGE ON SCHEMA %I TO %s'
-                ELSE 'REVOKE USAGE ON SCHEMA %I FROM %s'
-            END, n.nspname, n.nspowner::regrole
-        )
-        FROM pg_namespace AS n
-        WHERE n.nspname = tenant
-    );
 BEGIN
     IF EXISTS (
         SELECT FROM pg_database AS d
@@ -42,7 +31,16 @@ BEGIN
             AND a.grantee NOT IN (SELECT r.oid FROM pg_roles AS r WHERE r.rolsuper OR r.rolname = current_user)
             AND a.grantee <> d.datdba
     ) AND NOT EXISTS (SELECT FROM pg_extension WHERE extname = 'citus') THEN -- which would grant it on all workers
-        EXECUTE grant_again;
+        EXECUTE (
+            SELECT format(
+                CASE
+                    WHEN has_schema_privilege(n.nspowner, n.oid, 'USAGE') THEN 'GRANT USAGE ON SCHEMA %I TO %s'
+                    ELSE 'REVOKE USAGE ON SCHEMA %I FROM %s'
+                END, n.nspname, n.nspowner::regrole
+            )
+            FROM pg_namespace AS n
+            WHERE n.nspname = tenant
+        );
     END IF;
 END
 $procedure$;
@@ -164,33 +162,18 @@ BEGIN
 END
 $procedure$;
 
--- Runs a script, whose unqualified names are the tenant's, in each tenant where it is pending, until there is none.
--- pending is a query of two columns: the oids of the schemas that the migration concerns, and whether it is to be run
--- there (true) or was before (false). Attempt n at a locked tenant waits up to n * lock_timeout_ms for each lock; after
--- a pause of n * 3 * lock_timeout_ms, attempt n + 1 follows.
+-- One run through the tenants, which does what for_each_tenant() promises but for the report. Adds its id to runs.
 --
--- Settings, for rehearsals and canaries (psql -c 'SET tenancy.dry_run = on' -f FILE):
---   tenancy.dry_run        on: the script is run in each tenant and rolled back
---   tenancy.tenants        a regular expression: only tenants whose whole name matches
---   tenancy.give_up_after  an interval, after which tenants that are locked are left
--- The first two leave tenants to do. Lest yoyo mark that as applied, only psql gets the row: others an error.
---
--- Returns the migration; how many tenants were done (or rehearsed), were done before, failed; the most milliseconds
--- that one took, which no lock outlasts; and the seconds of the whole.
---
--- A procedure that commits cannot pin its search_path. So this one names no operator, nor function, nor type that its
--- caller's path could lead astray.
-CREATE OR REPLACE PROCEDURE tenancy.for_each_tenant(
-    INOUT migration text,
+-- A procedure that commits cannot pin its search_path. So those that do name no operator, nor function, nor type that
+-- their caller's path could lead astray.
+CREATE OR REPLACE PROCEDURE tenancy.run_in_each_tenant(
+    migration text,
     pending text,
     run text,
     lock_timeout_ms integer,
     attempts integer,
-    INOUT done integer DEFAULT 0,
-    INOUT already_done integer DEFAULT 0,
-    INOUT failed integer DEFAULT 0,
-    INOUT slowest_ms numeric DEFAULT 0,
-    INOUT seconds numeric DEFAULT 0
+    INOUT already_done integer,
+    INOUT runs bigint []
 )
 LANGUAGE plpgsql
 AS $procedure$
@@ -229,7 +212,42 @@ BEGIN
     CALL tenancy.rename_left_over(lock_timeout_ms);
     CALL tenancy.finish_run(this_run, migration, pending);
     COMMIT;
-    CALL tenancy.report_run(this_run, migration, already_done, done, failed, slowest_ms, seconds);
+    runs := pg_catalog.array_append(runs, this_run);
+END
+$procedure$;
+
+-- Runs a script, whose unqualified names are the tenant's, in each tenant where it is pending, until there is none.
+-- pending is a query of two columns: the oids of the schemas that the migration concerns, and whether it is to be run
+-- there (true) or was before (false). Attempt n at a locked tenant waits up to n * lock_timeout_ms for each lock; after
+-- a pause of n * 3 * lock_timeout_ms, attempt n + 1 follows.
+--
+-- Settings, for rehearsals and canaries (psql -c 'SET tenancy.dry_run = on' -f FILE):
+--   tenancy.dry_run        on: the script is run in each tenant and rolled back
+--   tenancy.tenants        a regular expression: only tenants whose whole name matches
+--   tenancy.give_up_after  an interval, after which tenants that are locked are left
+-- The first two leave tenants to do. Lest yoyo mark that as applied, only psql gets the row: others an error.
+--
+-- Returns the migration; how many tenants were done (or rehearsed), were done before, failed; the most milliseconds
+-- that one took, which no lock outlasts; and the seconds of the whole.
+CREATE OR REPLACE PROCEDURE tenancy.for_each_tenant(
+    INOUT migration text,
+    pending text,
+    run text,
+    lock_timeout_ms integer,
+    attempts integer,
+    INOUT done integer DEFAULT 0,
+    INOUT already_done integer DEFAULT 0,
+    INOUT failed integer DEFAULT 0,
+    INOUT slowest_ms numeric DEFAULT 0,
+    INOUT seconds numeric DEFAULT 0
+)
+LANGUAGE plpgsql
+AS $procedure$
+DECLARE
+    runs bigint[] := '{}';
+BEGIN
+    CALL tenancy.run_in_each_tenant(migration, pending, run, lock_timeout_ms, attempts, already_done, runs);
+    CALL tenancy.report_runs(runs, migration, already_done, done, failed, slowest_ms, seconds);
 END
 $procedure$;
 
@@ -250,8 +268,9 @@ END
 $procedure$;
 
 -- Runs each migration that is applied to all tenants where it is pending: in tenants that were restored from an old
--- backup, or that had to be left. An error ends it, and the same call goes on from there. Names nothing, either.
-CREATE OR REPLACE PROCEDURE tenancy.sweep(INOUT done integer DEFAULT 0)
+-- backup, or that had to be left. Those that fail keep no other from being done, and are named at the end, as are those
+-- of the runs that came before. Returns how many times it had something to do.
+CREATE OR REPLACE PROCEDURE tenancy.sweep(INOUT done integer DEFAULT 0, runs bigint [] DEFAULT '{}')
 LANGUAGE plpgsql
 AS $procedure$
 DECLARE
@@ -260,7 +279,6 @@ DECLARE
     script pg_catalog.text;
     lock_timeout_ms integer;
     attempts integer;
-    done_now integer;
     already_done integer;
     failed integer;
     slowest_ms numeric;
@@ -269,11 +287,9 @@ BEGIN
     LOOP
         CALL tenancy.next_migration(migration, pending, script, lock_timeout_ms, attempts);
         EXIT WHEN migration IS NULL;
-        CALL tenancy.for_each_tenant(
-            migration, pending, script, lock_timeout_ms, attempts, done_now, already_done, failed, slowest_ms, seconds
-        );
-        done := done OPERATOR(pg_catalog.+) done_now;
+        CALL tenancy.run_in_each_tenant(migration, pending, script, lock_timeout_ms, attempts, already_done, runs);
     END LOOP;
+    CALL tenancy.report_runs(runs, 'sweep', already_done, done, failed, slowest_ms, seconds);
 END
 $procedure$;
 

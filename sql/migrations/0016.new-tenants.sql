@@ -87,30 +87,26 @@ BEGIN
 END
 $procedure$;
 
--- Runs each migration that is applied to all tenants where it is pending, and add_tenant() for each tenant that lacks
--- its table though it has others of the template's, or its view. An error ends it, and the same call goes on from
--- there. Returns how many times it had something to do. As a procedure that commits, it names nothing.
+-- Runs add_tenant() for each tenant that lacks its table though it has others of the template's, or its view; and each
+-- migration that is applied to all tenants where it is pending. Those that fail keep no other from being done, and are
+-- named at the end. Returns how many times it had something to do. As a procedure that commits, it names nothing.
 CREATE OR REPLACE PROCEDURE job_stats.sweep(INOUT done integer DEFAULT 0)
 LANGUAGE plpgsql
 AS $procedure$
 DECLARE
-    name pg_catalog.text := 'add_tenant';
-    completed integer;
     already_done integer;
-    failed integer;
-    slowest_ms numeric;
-    seconds numeric;
+    runs bigint[] := '{}';
 BEGIN
-    CALL tenancy.sweep(done);
-    CALL tenancy.for_each_tenant(
-        name,
+    CALL tenancy.run_in_each_tenant(
+        'add_tenant',
         'SELECT s.schema_oid, s.is_incomplete FROM job_stats.status() AS s WHERE s.is_incomplete',
         'CALL job_stats.add_tenant(pg_catalog.current_schema());',
         100,
         9,
-        completed, already_done, failed, slowest_ms, seconds
+        already_done,
+        runs
     );
-    done := done OPERATOR(pg_catalog.+) completed;
+    CALL tenancy.sweep(done, runs);
 END
 $procedure$;
 
