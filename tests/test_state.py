@@ -116,6 +116,19 @@ def test_a_tenant_that_was_moved_here(toolkit: Connection, before: dict[str, str
         assert definitions(there, ["user_2"])["user_2"] == before["user_2"]
 
 
+def test_a_tenant_that_was_restored_in_its_place(toolkit: Connection, before: dict[str, str]) -> None:
+    """From a backup of after, it is named by the verification, and comes back if its row is said to be its own."""
+    dump = pg_dump(toolkit, "--schema=user_2")
+    toolkit.execute("DROP SCHEMA user_2 CASCADE")
+    ok(psql(toolkit, stdin=dump))
+    assert "user_2: was migrated elsewhere" in psql(toolkit, "-f", VERIFY).stderr
+    (command,) = blocks("docs/runbook.md", "sh", "UPDATE tenancy.undo")
+    assert bash(command, libpq_env(toolkit)) == "UPDATE 1\n"
+    ok(psql(toolkit, "-f", VERIFY))
+    ok(psql(toolkit, *DOWN))
+    as_before(toolkit, before)
+
+
 def test_a_tenant_made_of_a_dump_of_the_template(migrated: Connection) -> None:
     """It looks migrated, and nothing is kept of it: named by the verification; the template's row mends it."""
     dump = pg_dump(migrated, "--schema=template_tenant").replace("template_tenant", "user_dumped")
