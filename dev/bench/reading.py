@@ -15,7 +15,7 @@ from statistics import median
 from typing import Any
 
 import psycopg
-from sqlalchemy import Engine, Select, create_engine, func, select
+from sqlalchemy import BigInteger, Engine, Select, cast, create_engine, func, select
 from sqlalchemy.orm import Session
 
 from dev.bench.report import Figure, Report, say, seconds, side_by_side, table
@@ -37,7 +37,7 @@ PLAIN_SUMMARY = f"""
         round(sum(avg_duration_ms::bigint * total_jobs) / nullif(sum(total_jobs), 0))::bigint
     FROM {TABLE} WHERE {DAYS} GROUP BY marketplace ORDER BY marketplace
 """
-JOBS = func.sum(Row.total_jobs)
+JOBS, MS = func.sum(Row.total_jobs), func.sum(cast(Row.avg_duration_ms, BigInteger) * Row.total_jobs)
 ORM_STATS = select(Row).order_by(Row.date.desc(), Row.marketplace, Row.action_type_id)
 ORM_SUMMARY = (
     select(
@@ -45,7 +45,7 @@ ORM_SUMMARY = (
         JOBS.label("total_jobs"),
         func.sum(Row.success_count).label("success_count"),
         func.sum(Row.failure_count).label("failure_count"),
-        func.round(func.sum(Row.avg_duration_ms * Row.total_jobs) / func.nullif(JOBS, 0)).label("avg_duration_ms"),
+        func.round(MS / func.nullif(JOBS, 0)).label("avg_duration_ms"),
     )
     .group_by(Row.marketplace)
     .order_by(Row.marketplace)
@@ -96,7 +96,7 @@ def _plain(conn: Connection, query: str, days: int) -> Sequence[Any]:
 
 
 def _orm(engine: Engine, query: Select[Any], days: int) -> Sequence[Any]:
-    first = datetime.datetime.now(datetime.UTC).date() - datetime.timedelta(days - 1)
+    today = datetime.datetime.now(datetime.UTC).date()
     with Session(engine) as session:
-        found = session.execute(query.where(Row.date >= first))
+        found = session.execute(query.where(Row.date > today - datetime.timedelta(days), Row.date <= today))
         return found.scalars().all() if query is ORM_STATS else found.all()
