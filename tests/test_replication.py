@@ -256,7 +256,7 @@ def test_a_column_list(pair: Pair) -> None:
     pair.old_code()
     down_and_waiting(pair)
     pair.equal(NARROW)
-    assert column(pair.subscriber, "SELECT count(*) FROM pg_class WHERE relname ~ '_archive$'") == [0]
+    assert column(pair.subscriber, "SELECT count(*) FROM pg_class WHERE relname ~ '_job_stats_archive$'") == [0]
 
     take_out, migrate, put_back, copied = section(5)
     pair.follow(take_out, migrate)
