@@ -24,12 +24,10 @@ def page() -> str:
         elif thing is stats_lib.Marketplace:
             code = "\n".join(f'{name}.{member.name} = "{member.value}"' for member in stats_lib.Marketplace)
         else:
-            fields = {
-                field: kind for base in reversed(thing.__mro__) for field, kind in inspect.get_annotations(base).items()
+            fields = inspect.get_annotations(thing) | {
+                rate: float for rate in ("success_rate", "failure_rate") if hasattr(thing, rate)
             }
             code = "\n".join(f"{name}.{field}: {_plain(kind)}" for field, kind in fields.items())
-            if hasattr(thing, "success_rate"):
-                code += f"\n{name}.success_rate: float"
         parts.append(f"## {name}\n\n```\n{code}\n```\n\n{inspect.getdoc(thing)}")
     return "\n\n".join(parts) + "\n"
 

@@ -20,7 +20,7 @@ DATABASE = "platform"
 TENANT = "user_1"  # a clone: no foreign key, which other action types than Vinted's would make NOT VALID
 ARCHIVE = "marketplace_job_stats_archive"  # of a legacy tenant that has had jobs of eBay or Etsy
 LIKE = 1  # on Vinted; on eBay the same number is something else
-TODAYS_LIKES = f"WHERE action_type_id = {LIKE} AND date = (now() AT TIME ZONE 'UTC')::date"
+TODAYS_LIKES = f"WHERE action_type_id = {LIKE} AND date = (now() AT TIME ZONE interval '0')::date"
 YOYO = [sys.executable, "-m", "yoyo"]
 
 Connection = psycopg.Connection[tuple[Any, ...]]

@@ -8,6 +8,7 @@ raises `TypeError`. psycopg's errors pass through unchanged.
 when.
 """
 
+from stats_lib import aio as aio
 from stats_lib._sync import get_platform_summary, get_stats, get_summary, update_job_stats, update_job_stats_batch
 from stats_lib._types import JobOutcome, JobStats, Marketplace, MarketplaceSummary, PlatformSummary
 

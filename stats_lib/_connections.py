@@ -23,7 +23,8 @@ _ELSEWHERE = {  # by the beginning of the name of a class, or of one that it is 
 def check(conn: object, wanted: type[Connection[Any]] | type[AsyncConnection[Any]]) -> None:
     """Raise TypeError unless `conn` is what is wanted, saying where that is."""
     if not isinstance(conn, wanted):
-        raise TypeError(f"conn must be a psycopg.{wanted.__name__}; got {conn!r:.200}{_where(conn)}")
+        got = type(conn) if isinstance(conn, str | bytes) else conn  # which may have a password in it
+        raise TypeError(f"conn must be a psycopg.{wanted.__name__}; got {got!r:.200}{_where(conn)}")
 
 
 @contextmanager
@@ -57,6 +58,8 @@ def _where(conn: object) -> str:
         return ": await the same function of stats_lib.aio"
     if isinstance(conn, Connection):
         return ": call the same function of stats_lib, which is not to be awaited"
+    if isinstance(conn, str | bytes):
+        return ": make one by psycopg.connect(...)"
     if isinstance(conn, Cursor | AsyncCursor):
         return ": its own is cursor.connection"
     names = [f"{cls.__module__}." for cls in type(conn).__mro__]

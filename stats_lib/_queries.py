@@ -6,7 +6,7 @@ psycopg to make of a list, an Enum, a bool or a date.
 
 import datetime
 import re
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence, Set
 from dataclasses import fields, make_dataclass
 from functools import lru_cache
 from importlib.resources import files
@@ -145,8 +145,8 @@ def update_job_stats_batch(*, schema: str, outcomes: Iterable[JobOutcome]) -> tu
     first alone.
     """
     _, upsert = _UPDATE_JOB_STATS(_schema(schema))
-    if isinstance(outcomes, JobOutcome) or not isinstance(outcomes, Iterable):
-        raise _refusal("outcomes", outcomes, "an iterable of JobOutcome")
+    if isinstance(outcomes, Mapping | Set) or not isinstance(outcomes, Iterable):  # a Counter or a set loses the equal
+        raise _refusal("outcomes", outcomes, "an iterable of JobOutcome that can hold equal ones")
     sums: dict[tuple[int, str, str | None], list[int]] = {}
     for index, outcome in enumerate(outcomes):
         try:

@@ -6,13 +6,12 @@ and reads in binary, so that neither does its DateStyle.
 
 import datetime
 from collections.abc import Iterable
-from contextlib import suppress
 from typing import Any
 
 from psycopg import Connection, ProgrammingError, RawCursor
 from psycopg.adapt import AdaptersMap
 from psycopg.pq import PipelineStatus
-from psycopg.rows import Row
+from psycopg.rows import Row, tuple_row
 
 from stats_lib import _queries
 from stats_lib._connections import check, closed_if_left_in_pipeline
@@ -67,12 +66,15 @@ def update_job_stats(
         duration=duration,
         date=date,
     )
-    cursor = _Cursor(conn)
+    cursor = _Cursor(conn, row_factory=tuple_row)
     if conn.pgconn.pipeline_status == PipelineStatus.OFF:
         cursor.execute(update, params)
         if cursor.rowcount < 0:  # in a pipeline, which somebody began meanwhile: wait for the result, which has no rows
-            with suppress(ProgrammingError):
+            try:
                 cursor.fetchone()
+            except ProgrammingError as error:
+                if error.sqlstate:  # it is the server's
+                    raise
         if cursor.rowcount == 1:
             return
     cursor.execute(upsert, params)
@@ -92,11 +94,13 @@ def update_job_stats_batch(conn: Connection[Any], *, schema: str, outcomes: Iter
     pipeline.
 
     Rows are taken in the order of action type, marketplace and day, and locked until the transaction ends. So no two
-    batches wait for each other in a circle, nor does a transaction that counts one by one in that order. Only where
+    transactions of a batch each wait for each other in a circle, nor does one that counts one by one in that order. One
+    that counts in several tenants must take these in the same order everywhere, too. Only where
     the dates are both None and given, and the client's day is not the server's, may PostgreSQL have to end one of two.
 
     - `schema`: as for `update_job_stats`.
-    - `outcomes`: any iterable of `JobOutcome`, which is consumed before anything is sent; if it is empty, nothing is.
+    - `outcomes`: an iterable of `JobOutcome`, no set or mapping, since these hold no two equal ones. It is consumed
+      before anything is sent; if it is empty, nothing is.
 
     Raises TypeError for a wrong `conn`, and ValueError for any other bad argument, before anything is sent. It names
     the first bad outcome by its index, from 0.
@@ -105,7 +109,7 @@ def update_job_stats_batch(conn: Connection[Any], *, schema: str, outcomes: Iter
     upsert, rows = _queries.update_job_stats_batch(schema=schema, outcomes=outcomes)
     if rows:
         with closed_if_left_in_pipeline(conn):
-            _Cursor(conn).executemany(upsert, rows)
+            _Cursor(conn, row_factory=tuple_row).executemany(upsert, rows)
 
 
 def get_stats(

@@ -3,13 +3,12 @@
 import datetime
 import inspect
 from collections.abc import Callable, Iterable
-from contextlib import suppress
 from typing import Any, TypeVar
 
 from psycopg import AsyncConnection, AsyncRawCursor, ProgrammingError
 from psycopg.adapt import AdaptersMap
 from psycopg.pq import PipelineStatus
-from psycopg.rows import Row
+from psycopg.rows import Row, tuple_row
 
 from stats_lib import _queries, _sync
 from stats_lib._connections import check, closed_if_left_in_pipeline
@@ -58,12 +57,15 @@ async def update_job_stats(
         duration=duration,
         date=date,
     )
-    cursor = _Cursor(conn)
+    cursor = _Cursor(conn, row_factory=tuple_row)
     if conn.pgconn.pipeline_status == PipelineStatus.OFF:
         await cursor.execute(update, params)
         if cursor.rowcount < 0:  # in a pipeline, which somebody began meanwhile: wait for the result, which has no rows
-            with suppress(ProgrammingError):
+            try:
                 await cursor.fetchone()
+            except ProgrammingError as error:
+                if error.sqlstate:  # it is the server's
+                    raise
         if cursor.rowcount == 1:
             return
     await cursor.execute(upsert, params)
@@ -76,7 +78,7 @@ async def update_job_stats_batch(conn: AsyncConnection[Any], *, schema: str, out
     upsert, rows = _queries.update_job_stats_batch(schema=schema, outcomes=outcomes)
     if rows:
         with closed_if_left_in_pipeline(conn):
-            await _Cursor(conn).executemany(upsert, rows)
+            await _Cursor(conn, row_factory=tuple_row).executemany(upsert, rows)
 
 
 @_like(_sync.get_stats)

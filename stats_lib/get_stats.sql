@@ -1,4 +1,5 @@
 -- Reads the last `days` calendar days up to and including `until` (today in UTC if that is NULL), and nothing later.
+-- UTC is said as an interval: PostgreSQL 18 takes 'UTC' for the session's zone, if that is called so, such as UTC-14.
 --
 -- Columns are cast, so that ALTER TABLE ... TYPE bigint breaks no prepared statement. 0021's index by day finds the
 -- rows; with an action type, the unique key does. The order is that of returned columns: those that it only sorts by,
@@ -17,11 +18,11 @@ SELECT
     )::pg_catalog.timestamptz AS created_at
 FROM {table} AS stats
 WHERE stats.date > (
-    SELECT coalesce(%(until)s::pg_catalog.date, (pg_catalog.now() AT TIME ZONE 'UTC')::pg_catalog.date)
+    SELECT coalesce(%(until)s::pg_catalog.date, (pg_catalog.now() AT TIME ZONE interval '0')::pg_catalog.date)
         - %(days)s::integer
 )
     AND stats.date <= (
-        SELECT coalesce(%(until)s::pg_catalog.date, (pg_catalog.now() AT TIME ZONE 'UTC')::pg_catalog.date)
+        SELECT coalesce(%(until)s::pg_catalog.date, (pg_catalog.now() AT TIME ZONE interval '0')::pg_catalog.date)
     )
     AND {conditions}
 ORDER BY date DESC, marketplace, action_type_id

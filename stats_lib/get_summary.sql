@@ -10,11 +10,11 @@ SELECT
 FROM {table} AS stats
 CROSS JOIN LATERAL ({durations}) AS old
 WHERE stats.date > (
-    SELECT coalesce(%(until)s::pg_catalog.date, (pg_catalog.now() AT TIME ZONE 'UTC')::pg_catalog.date)
+    SELECT coalesce(%(until)s::pg_catalog.date, (pg_catalog.now() AT TIME ZONE interval '0')::pg_catalog.date)
         - %(days)s::integer
 )
     AND stats.date <= (
-        SELECT coalesce(%(until)s::pg_catalog.date, (pg_catalog.now() AT TIME ZONE 'UTC')::pg_catalog.date)
+        SELECT coalesce(%(until)s::pg_catalog.date, (pg_catalog.now() AT TIME ZONE interval '0')::pg_catalog.date)
     )
     AND {conditions}
 GROUP BY stats.marketplace

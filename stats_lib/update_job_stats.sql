@@ -25,6 +25,6 @@ SET
 WHERE stats.action_type_id = %(action_type_id)s::integer
     AND stats.marketplace::pg_catalog.text = %(marketplace)s::pg_catalog.text
     AND stats.date = (
-        SELECT coalesce(%(date)s::pg_catalog.date, (pg_catalog.now() AT TIME ZONE 'UTC')::pg_catalog.date)
+        SELECT coalesce(%(date)s::pg_catalog.date, (pg_catalog.now() AT TIME ZONE interval '0')::pg_catalog.date)
     )
     AND {is_believed}

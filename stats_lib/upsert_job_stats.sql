@@ -16,7 +16,7 @@ WITH updated AS (
     WHERE stats.action_type_id = %(action_type_id)s::integer
         AND stats.marketplace::pg_catalog.text = %(marketplace)s::pg_catalog.text
         AND stats.date = (
-            SELECT coalesce(%(date)s::pg_catalog.date, (pg_catalog.now() AT TIME ZONE 'UTC')::pg_catalog.date)
+            SELECT coalesce(%(date)s::pg_catalog.date, (pg_catalog.now() AT TIME ZONE interval '0')::pg_catalog.date)
         )
     RETURNING 1
 )
@@ -35,7 +35,7 @@ INSERT INTO {table} AS stats (
 SELECT
     %(action_type_id)s::integer,
     %(marketplace)s::pg_catalog.text,
-    coalesce(%(date)s::pg_catalog.date, (pg_catalog.now() AT TIME ZONE 'UTC')::pg_catalog.date),
+    coalesce(%(date)s::pg_catalog.date, (pg_catalog.now() AT TIME ZONE interval '0')::pg_catalog.date),
     %(total_jobs)s::integer,
     %(success_count)s::integer,
     %(total_jobs)s::integer - %(success_count)s::integer,

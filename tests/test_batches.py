@@ -99,7 +99,7 @@ def test_the_same_as_one_call_each(conn: Connection) -> None:
 def test_today_with_and_without_a_date(conn: Connection) -> None:
     """An outcome without a date and one of today are counted in the same row."""
     with conn.transaction():
-        (today,) = column(conn, "SELECT (now() AT TIME ZONE 'UTC')::date")
+        (today,) = column(conn, "SELECT (now() AT TIME ZONE interval '0')::date")
         count(conn, outcome(date=None), outcome(date=today), outcome(date=None, success=False))
     (row,) = get_stats(conn, schema="user_1")
     assert (today, 3, 2, 1, 1000) == (

@@ -5,6 +5,7 @@ import datetime
 import importlib
 import itertools
 import random
+from collections import Counter
 from collections.abc import Callable, Coroutine
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import AsyncExitStack
@@ -12,6 +13,7 @@ from dataclasses import asdict
 from enum import Enum, StrEnum
 from functools import partial
 from threading import Barrier
+from types import SimpleNamespace
 from typing import Any
 
 import psycopg
@@ -19,7 +21,7 @@ import pytest
 import sqlalchemy
 from psycopg import AsyncConnection
 from psycopg.adapt import Dumper, Loader
-from psycopg.pq import Format, TransactionStatus
+from psycopg.pq import Format, PipelineStatus, TransactionStatus
 from psycopg.types.json import JsonbDumper
 from psycopg_pool import ConnectionPool
 from sqlalchemy.ext.asyncio import create_async_engine
@@ -42,6 +44,7 @@ from tests.tenants import Connection, column
 DAY = datetime.datetime.now(datetime.UTC).date() - datetime.timedelta(days=1)  # over: no test can see it change
 TABLE = "user_1.marketplace_job_stats"
 SECOND = datetime.timedelta(seconds=1)
+JOB = JobOutcome(1, "ebay", success=True)
 
 KEY: dict[str, Any] = {"schema": "user_1", "action_type_id": 1, "marketplace": "ebay", "success": True}
 count: Callable[..., None] = partial(update_job_stats, **KEY, date=DAY)
@@ -445,6 +448,15 @@ def test_a_column_becomes_wider(conn: Connection, column_name: str) -> None:
             assert expected == (get_stats(own, schema="user_1"), get_summary(own, schema="user_1"))
 
 
+def test_a_pipeline_that_begins_between_the_look_and_the_statement(
+    conn: Connection, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What the server says of the statement is raised, not taken for an answer without rows."""
+    monkeypatch.setattr("stats_lib._sync.PipelineStatus", SimpleNamespace(OFF=PipelineStatus.ON))  # as if it began then
+    with pytest.raises(psycopg.errors.UndefinedTable), conn.pipeline():
+        count(conn, schema="user_without_any")
+
+
 # What is no connection, and no outcomes
 
 
@@ -458,7 +470,7 @@ def test_what_is_no_connection(conn: Connection) -> None:
     psycopg2 = type("connection", (), {"__module__": "psycopg2.extensions"})()
     cases: list[tuple[Any, str]] = [
         (None, "None$"),
-        ("user_1", "'user_1'$"),
+        ("dbname=stats password=secret", r"<class 'str'>: make one by psycopg.connect\(\.\.\.\)$"),
         (engine, "connection.driver_connection"),
         (Session(engine), "connection.driver_connection"),
         (type("Ours", (Session,), {})(engine), "connection.driver_connection"),
@@ -485,11 +497,13 @@ def test_what_is_no_connection(conn: Connection) -> None:
 
 
 @pytest.mark.parametrize(
-    "wrong", [None, 5, JobOutcome(1, "ebay", success=True), object()], ids=["None", "5", "job", "object"]
+    "wrong",
+    [None, 5, JOB, {JOB}, Counter([JOB, JOB]), object()],
+    ids=["None", "5", "job", "set", "Counter", "object"],
 )
 def test_what_are_no_outcomes(conn: Connection, wrong: Any) -> None:
     """It is said in words, before anything is sent."""
-    with pytest.raises(ValueError, match=r"^outcomes must be an iterable of JobOutcome; got "):
+    with pytest.raises(ValueError, match=r"^outcomes must be an iterable of JobOutcome that can hold equal ones; got "):
         update_job_stats_batch(conn, schema="user_1", outcomes=wrong)
     with pytest.raises(ValueError, match=r"^outcomes\[0\]: outcome must be a JobOutcome; got "):
         update_job_stats_batch(conn, schema="user_1", outcomes="ebay")  # type: ignore[arg-type]

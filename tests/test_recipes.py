@@ -228,7 +228,7 @@ def test_exporter(conn: Connection) -> None:
     grants, queries, skipped = blocks("docs/recipes.md", "sql")
     conn.execute(
         "INSERT INTO user_1.marketplace_job_stats (action_type_id, marketplace, date, total_jobs, failure_count)"
-        " VALUES (4, 'ebay', (now() AT TIME ZONE 'UTC')::date, 4, 1)"
+        " VALUES (4, 'ebay', (now() AT TIME ZONE interval '0')::date, 4, 1)"
     )
     assert "CREATE ROLE exporter LOGIN;" in grants
     made = grants.replace("CREATE ROLE exporter LOGIN;", _ROLE).replace(" exporter;", " legacy_dashboard;")

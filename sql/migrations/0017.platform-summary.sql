@@ -213,7 +213,7 @@ SET row_security = off -- rather an error than some of the rows
 SET lock_timeout = '1s'
 AS $function$
 DECLARE
-    last_day constant date := coalesce(until, (now() AT TIME ZONE 'UTC')::date);
+    last_day constant date := coalesce(until, (now() AT TIME ZONE interval '0')::date); -- UTC: see get_stats.sql
     schemas constant oid[] := ARRAY(
         SELECT t.schema_oid FROM tenancy.tenants AS t WHERE t.schema_name <> 'template_tenant' ORDER BY t.schema_oid
     );
