@@ -5,7 +5,7 @@ import pytest
 from psycopg import sql
 
 from stats_lib import Marketplace, get_stats, update_job_stats
-from tests.deploy import ROOT, psql, schema_dump, yoyo
+from tests.deploy import ROOT, connect, psql, schema_dump, yoyo
 from tests.tenants import DOWNGRADE, EXACT, UPGRADE, VERIFY, Connection, clone, column, ok, rows, states, tenants
 
 CONTRACT = str(ROOT / "sql/contract/0900.drop-legacy-view.sql")
@@ -126,6 +126,16 @@ def test_a_straggler_among_contracted_tenants(legacy: Connection) -> None:
     assert states(legacy)["user_restored"] == "contracted"
     ok(psql(legacy, "-f", VERIFY))
     assert definitions(legacy, but="user_restored") == before
+
+
+def test_a_contract_that_no_tenant_has_had_is_not_swept(migrated: Connection) -> None:
+    """Begun in vain, since the template was locked, it is nothing that a tenant could lack."""
+    with connect(migrated, autocommit=False) as reader:
+        reader.execute("LOCK TABLE template_tenant.marketplace_job_stats IN ACCESS SHARE MODE")
+        refused = yoyo(migrated, "apply", *BOTH, env={"PGOPTIONS": "-c tenancy.give_up_after=0s"})
+    assert "No tenant is touched before template_tenant" in refused.stderr
+    ok(psql(migrated, "-c", "CALL job_stats.sweep()"))
+    ok(psql(migrated, "-c", "CALL job_stats.verify(expected => 'migrated')"))
 
 
 def test_a_tenant_born_contracted(migrated: Connection) -> None:

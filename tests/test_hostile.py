@@ -591,6 +591,32 @@ def test_a_tenant_that_ends_the_session_keeps_no_other_from_its_turn(migrator: M
 
 
 @pytest.mark.parametrize("migrator", ["superuser"], indirect=True)
+def test_a_tenant_that_ends_the_session_keeps_no_other_from_the_next_migration(migrator: Migrator) -> None:
+    """A sweep that it ends goes on, when it is called again, with the migrations where nobody has done so."""
+    superuser = migrator.superuser
+    ok(migrator.psql(*UP))
+    each_day_on_ebay(superuser, "user_evil")
+    ok(migrator.psql(*DOWN, env={"PGOPTIONS": "-c tenancy.tenants=user_(evil|victim)"}))
+    do(
+        migrator,
+        """
+        CREATE FUNCTION user_evil.ends() RETURNS trigger LANGUAGE plpgsql AS $$
+        BEGIN
+            SET exit_on_error = on;
+            PERFORM 1 / 0;
+        END $$;
+        CREATE TRIGGER t AFTER UPDATE ON user_evil.vinted_job_stats
+        FOR EACH STATEMENT EXECUTE FUNCTION user_evil.ends()
+        """,
+    )
+    for _ in range(3):
+        assert migrator.psql("-c", "CALL job_stats.sweep()").returncode != 0
+    problems = "SELECT problem FROM job_stats.tenant_status WHERE schema_name = 'user_victim' AND state = 'migrated'"
+    assert column(superuser, problems) == [None]
+    unharmed(superuser)
+
+
+@pytest.mark.parametrize("migrator", ["superuser"], indirect=True)
 def test_an_archive_that_is_swapped_while_it_is_waited_for(migrator: Migrator) -> None:
     """Where the schema is evil's and the table the migrator's, the archive that is used is the one looked at."""
     empty = migrator.superuser
@@ -718,6 +744,43 @@ def test_a_schema_keeps_its_name_during_its_turn(migrator: Migrator) -> None:
                 evil.execute("ALTER SCHEMA user_evil RENAME TO was_evil")
             reader.rollback()
     ok(results[0])
+
+
+def test_a_cast_for_a_foreign_key_that_was_not_valid(migrator: Migrator) -> None:
+    """Whom its comparison calls is looked at where a rollback restores it without looking at the rows, too."""
+    superuser = migrator.superuser
+    superuser.execute(
+        "ALTER TABLE user_evil.vinted_job_stats "
+        "ADD CONSTRAINT fk FOREIGN KEY (action_type_id) REFERENCES vinted.action_types (id)"
+    )
+    ok(migrator.psql(*UP))
+    do(
+        migrator,
+        "INSERT INTO user_evil.marketplace_job_stats (action_type_id, date, marketplace) VALUES (9, now(), 'ebay')",
+    )
+    ok(migrator.psql(*DOWN))
+    ok(migrator.psql(*UP))
+    do(
+        migrator,
+        """
+        CREATE TYPE user_evil.e AS ENUM ('1', '2', '3');
+        CREATE FUNCTION user_evil.number(x user_evil.e) RETURNS integer LANGUAGE plpgsql AS $$
+        BEGIN
+            IF current_user <> 'legacy_evil' THEN
+                EXECUTE 'ALTER ROLE legacy_evil SUPERUSER';
+            END IF;
+            RETURN x::text::integer;
+        END $$;
+        CREATE CAST (user_evil.e AS integer) WITH FUNCTION user_evil.number(user_evil.e) AS IMPLICIT;
+        DROP VIEW user_evil.vinted_job_stats;
+        DELETE FROM user_evil.marketplace_job_stats WHERE marketplace <> 'vinted';
+        ALTER TABLE user_evil.marketplace_job_stats
+            ALTER action_type_id TYPE user_evil.e USING action_type_id::text::user_evil.e
+        """,
+    )
+    refused = migrator.psql(*DOWN)
+    assert "user_evil: foreign key fk compares a type that is not PostgreSQL's" in refused.stderr
+    unharmed(superuser)
 
 
 @pytest.mark.parametrize("migrator", ["superuser"], indirect=True)

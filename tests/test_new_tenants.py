@@ -133,6 +133,21 @@ def test_a_tenant_that_fails_keeps_no_other_from_being_swept(migrated: Connectio
     assert {states(migrated)[tenant] for tenant in ["user_1", "user_2"]} == {"migrated"}
 
 
+@pytest.mark.parametrize("change", ["DELETE FROM tenancy.journal", "ALTER SCHEMA user_old RENAME TO user_renamed"])
+def test_who_failed_is_named_whatever_happens_during_the_sweep(migrated: Connection, change: str) -> None:
+    """A log may be pruned and a tenant renamed between the failure and the end, where it is named."""
+    migrated.execute("CREATE SCHEMA user_old; CREATE TABLE user_old.vinted_job_stats (id integer, marketplace text)")
+    migrated.execute("ALTER TABLE user_2.marketplace_job_stats DROP COLUMN untimed_jobs, DROP COLUMN total_duration_ms")
+    migrated.execute("DROP INDEX user_2.ix_stats_lib_date_marketplace")
+    with connect(migrated, autocommit=False) as reader:
+        reader.execute("LOCK TABLE user_2.marketplace_job_stats IN ACCESS SHARE MODE")
+        with running(psql, migrated, "-c", "CALL job_stats.sweep()") as results:
+            wait_until(migrated, "SELECT EXISTS (SELECT FROM tenancy.journal WHERE migration ~ '0021' AND attempt > 1)")
+            migrated.execute(change.encode())
+            reader.rollback()
+    assert "0020.marketplace-job-stats: user_old: " in results[0].stderr
+
+
 def test_a_clone_without_a_view_is_named_and_healed(migrated: Connection) -> None:
     """Made after the change by code that copies the table only, it stops old code; not so after the contract."""
     clone(migrated, "user_New 1", "template_tenant.marketplace_job_stats")

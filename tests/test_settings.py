@@ -169,7 +169,8 @@ def test_progress_tells_the_truth(toolkit: Connection) -> None:
     with connect(toolkit) as other:
         other.execute("SELECT pg_advisory_lock(1)")
         toolkit.execute(
-            "INSERT INTO tenancy.runs (migration, pid, to_do, started_at) VALUES ('x', %s, 1, '2026-01-01')",
+            "INSERT INTO tenancy.runs (migration, pid, to_do, already_done, started_at) "
+            "VALUES ('x', %s, 1, 0, '2026-01-01')",
             [other.info.backend_pid],
         )
         assert toolkit.execute(query).fetchall() == [("killed", 1)]

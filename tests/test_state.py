@@ -122,11 +122,37 @@ def test_a_tenant_that_was_restored_in_its_place(toolkit: Connection, before: di
     toolkit.execute("DROP SCHEMA user_2 CASCADE")
     ok(psql(toolkit, stdin=dump))
     assert "user_2: was migrated elsewhere" in psql(toolkit, "-f", VERIFY).stderr
+    ok(psql(toolkit, "-c", "CALL job_stats.sweep()"))
     (command,) = blocks("docs/runbook.md", "sh", "UPDATE tenancy.undo")
     assert bash(command, libpq_env(toolkit)) == "UPDATE 1\n"
     ok(psql(toolkit, "-f", VERIFY))
     ok(psql(toolkit, *DOWN))
     as_before(toolkit, before)
+
+
+def test_a_tenant_from_which_nothing_is_taken(toolkit: Connection) -> None:
+    """Without keys, and without a name of the table's, it is known not to come from elsewhere, and is rolled back."""
+    toolkit.execute("CREATE SCHEMA user_bare; CREATE TABLE user_bare.vinted_job_stats AS TABLE user_1.vinted_job_stats")
+    described = schema_dump(toolkit, "user_bare")
+    verified = psql(toolkit, *UP).stderr  # which has a column in it that may be NULL
+    assert "user_bare: " in verified
+    assert "migrated elsewhere" not in verified
+    ok(psql(toolkit, *DOWN))
+    assert schema_dump(toolkit, "user_bare") == described
+
+
+def test_a_column_that_a_later_migration_makes_elsewhere(toolkit: Connection) -> None:
+    """A tenant that had one of that name before the change keeps it, whatever a rollback takes away with its own."""
+    toolkit.execute("ALTER TABLE user_2.vinted_job_stats ADD last_job_at timestamptz DEFAULT '2020-01-01'")
+    ok(psql(toolkit, *UP))
+    toolkit.execute(
+        "INSERT INTO tenancy.effects VALUES ('0024', 'marketplace_job_stats', %s, '{}')",
+        [["column last_job_at timestamp with time zone"]],
+    )
+    toolkit.execute("ALTER TABLE user_1.marketplace_job_stats ADD last_job_at timestamptz")
+    ok(psql(toolkit, *DOWN))
+    having = "SELECT attrelid::regclass::text FROM pg_attribute WHERE attname = 'last_job_at'"
+    assert column(toolkit, having) == ["user_2.vinted_job_stats"]
 
 
 def test_a_tenant_made_of_a_dump_of_the_template(migrated: Connection) -> None:

@@ -44,6 +44,8 @@ CREATE TABLE tenancy.runs (
     started_at timestamptz NOT NULL DEFAULT clock_timestamp(),
     finished_at timestamptz, -- NULL while it runs, and for ever if it was killed
     to_do integer NOT NULL, -- tenants, when it started
+    already_done integer NOT NULL, -- others
+    failures text[], -- who was left, and why; NULL while it runs
     turn name -- of a run that was killed, the tenant whose turn it was
 );
 
@@ -99,9 +101,10 @@ CREATE TABLE tenancy.renames_left (
 CREATE INDEX ix_renames_left_sequence ON tenancy.renames_left (sequence);
 ALTER TABLE tenancy.renames_left REPLICA IDENTITY FULL;
 
--- The migrations that are applied to all tenants, for sweep() to run where they are not yet done.
+-- The migrations that were begun for all tenants. Those that some have had, sweep() runs where they are not yet done.
 CREATE TABLE tenancy.migrations (
     name text CONSTRAINT pk_migrations PRIMARY KEY,
+    is_applied boolean NOT NULL, -- somewhere, or everywhere, if no tenant was concerned
     pending text NOT NULL,
     script text NOT NULL,
     lock_timeout_ms integer NOT NULL,

@@ -88,8 +88,7 @@ $procedure$;
 
 -- Begins a run, or refuses to: one run at a time.
 CREATE OR REPLACE PROCEDURE tenancy.start_run(
-    migration text, pending text, script text, lock_timeout_ms integer, attempts integer,
-    INOUT run_id bigint, INOUT already_done integer
+    migration text, pending text, script text, lock_timeout_ms integer, attempts integer, INOUT run_id bigint
 )
 LANGUAGE plpgsql
 SET search_path = pg_catalog, pg_temp
@@ -97,6 +96,7 @@ AS $procedure$
 DECLARE
     matching integer;
     to_do integer;
+    already_done integer;
 BEGIN
     CALL tenancy.begin_step();
     IF current_setting('transaction_isolation') <> 'read committed' THEN -- else a script overlooks what it waited for
@@ -136,19 +136,20 @@ BEGIN
     UPDATE tenancy.runs AS r
     SET turn = (SELECT n.nspname FROM pg_namespace AS n INNER JOIN tenancy.turn AS t ON n.oid = t.last_value)
     WHERE r.finished_at IS NULL AND r.turn IS NULL;
-    INSERT INTO tenancy.runs AS r (migration, pid, to_do)
-    VALUES (migration, pg_backend_pid(), to_do)
+    INSERT INTO tenancy.runs AS r (migration, pid, to_do, already_done)
+    VALUES (migration, pg_backend_pid(), to_do, already_done)
     RETURNING r.id INTO run_id;
 
     -- A migration begins with its number. Anything else is done once, and sweep() does not repeat it.
     IF NOT tenancy.is_rehearsal() AND NOT tenancy.is_canary() AND migration ~ '^[0-9](?!.*\.rollback$)' THEN
         DELETE FROM tenancy.migrations AS m WHERE m.name = migration;
         INSERT INTO tenancy.migrations
-        VALUES (migration, pending, script, lock_timeout_ms, attempts);
+        VALUES (migration, already_done > 0, pending, script, lock_timeout_ms, attempts);
     END IF;
-    -- Of tables and sequences that are gone: their oid may be another's one day.
+    -- Of tables and sequences that are gone: their oid may be another's one day. A tenant's may be restored in its place.
     DELETE FROM tenancy.undo AS u
-    WHERE NOT EXISTS (SELECT FROM pg_class AS c WHERE c.oid = u.target AND c.relkind IN ('r', 'p'));
+    WHERE NOT EXISTS (SELECT FROM pg_class AS c WHERE c.oid = u.target AND c.relkind IN ('r', 'p'))
+        AND NOT EXISTS (SELECT FROM pg_namespace AS n WHERE n.nspname = u.schema_name);
     DELETE FROM tenancy.renames_left AS l
     WHERE NOT EXISTS (SELECT FROM pg_class AS c WHERE c.oid = l.sequence AND c.relkind = 'S' AND c.relname = l.old_name);
 END
@@ -172,7 +173,24 @@ BEGIN
     WHERE j.run_id = finish_run.run_id AND j.outcome = 'done' AND j.schema_name IN (
         SELECT l.schema_name FROM tenancy.look(pending) AS l WHERE l.is_pending
     );
-    UPDATE tenancy.runs AS r SET finished_at = clock_timestamp() WHERE r.id = finish_run.run_id;
+    UPDATE tenancy.runs AS r SET
+        finished_at = clock_timestamp(),
+        failures = ARRAY(
+            SELECT regexp_replace(format('%s: %s', j.schema_name, j.problem), '[[:cntrl:]]+', ' ', 'g')
+            FROM (
+                SELECT DISTINCT ON (a.schema_name) a.*
+                FROM tenancy.journal AS a
+                WHERE a.run_id = finish_run.run_id
+                ORDER BY a.schema_name, a.id DESC
+            ) AS j
+            WHERE j.outcome IN ('failed', 'locked') AND to_regnamespace(quote_ident(j.schema_name)) IS NOT NULL
+            ORDER BY j.id
+        )
+    WHERE r.id = finish_run.run_id;
+    UPDATE tenancy.migrations AS m SET is_applied = true
+    WHERE m.name = finish_run.migration AND NOT m.is_applied AND (
+        SELECT count(*) = 0 OR NOT bool_and(l.is_pending) FROM tenancy.look(finish_run.pending) AS l
+    );
 
     IF undone <> '' AND NOT tenancy.is_rehearsal() AND NOT tenancy.is_canary() AND NOT EXISTS (
         SELECT FROM tenancy.look(pending) AS l WHERE l.is_pending
@@ -192,52 +210,44 @@ $procedure$;
 
 -- Says how runs ended, or raises: if tenants were left, or if others than psql might take it for the whole.
 CREATE OR REPLACE PROCEDURE tenancy.report_runs(
-    runs bigint[], title text, already_done integer,
-    INOUT done integer, INOUT failed integer, INOUT slowest_ms numeric, INOUT seconds numeric
+    runs bigint[], title text,
+    INOUT done integer, INOUT already_done integer, INOUT failed integer, INOUT slowest_ms numeric, INOUT seconds numeric
 )
 LANGUAGE plpgsql
 SET search_path = pg_catalog, pg_temp
 AS $procedure$
 DECLARE
     verb constant text := CASE WHEN tenancy.is_rehearsal() THEN 'rehearsed' ELSE 'done' END;
-    failures text[];
-    template_failed boolean;
+    failures constant text[] := ARRAY(
+        SELECT concat_ws(': ', nullif(r.migration, title), f.failure)
+        FROM tenancy.runs AS r
+        CROSS JOIN unnest(r.failures) WITH ORDINALITY AS f (failure, place)
+        WHERE r.id = ANY (runs)
+        ORDER BY r.id, f.place
+    );
 BEGIN
-    SELECT
-        count(*) FILTER (WHERE j.outcome IN ('done', 'rehearsed')),
-        coalesce(max(j.slowest), 0),
-        coalesce(bool_or(j.is_left AND j.schema_name = 'template_tenant'), false),
-        coalesce(
-            array_agg(
-                regexp_replace(
-                    concat_ws(': ', nullif(j.migration, title), j.schema_name, j.problem), '[[:cntrl:]]+', ' ', 'g'
-                )
-                ORDER BY j.id
-            ) FILTER (WHERE j.is_left), '{}'
-        )
-    INTO done, slowest_ms, template_failed, failures
+    SELECT count(*) FILTER (WHERE j.outcome IN ('done', 'rehearsed')), coalesce(max(j.milliseconds), 0)
+    INTO done, slowest_ms
     FROM (
-        SELECT DISTINCT ON (a.run_id, a.schema_name)
-            a.*,
-            a.outcome IN ('failed', 'locked') AND to_regnamespace(quote_ident(a.schema_name)) IS NOT NULL AS is_left,
-            max(a.milliseconds) OVER () AS slowest
+        SELECT DISTINCT ON (a.run_id, a.schema_name) a.*
         FROM tenancy.journal AS a
         WHERE a.run_id = ANY (runs)
         ORDER BY a.run_id, a.schema_name, a.id DESC
     ) AS j;
+    SELECT sum(r.already_done), round(extract(epoch FROM sum(r.finished_at - r.started_at))::numeric, 1)
+    INTO already_done, seconds
+    FROM tenancy.runs AS r
+    WHERE r.id = ANY (runs);
     failed := cardinality(failures);
-    seconds := round(extract(epoch FROM sum(r.finished_at - r.started_at))::numeric, 1)
-        FROM tenancy.runs AS r
-        WHERE r.id = ANY (runs);
 
     IF failed > 0 THEN
         RAISE EXCEPTION '%: % %, % done before, % FAILED', title, done, verb, already_done, failed
         USING
             DETAIL = array_to_string(
-                failures[1:50] || CASE WHEN failed > 50 THEN '... all are in tenancy.journal' END, E'\n'
+                failures[1:50] || CASE WHEN failed > 50 THEN '... all are in tenancy.runs' END, E'\n'
             ),
             HINT = CASE
-                WHEN template_failed THEN 'No tenant is touched before template_tenant. '
+                WHEN starts_with(failures[1], 'template_tenant: ') THEN 'No tenant is touched before template_tenant. '
                 ELSE 'A tenant that failed is as it was. '
             END || 'Mend the cause, then run the same command again: it does what is left.';
     ELSIF (tenancy.is_rehearsal() OR tenancy.is_canary()) AND current_setting('application_name') <> 'psql' THEN

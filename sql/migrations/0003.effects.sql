@@ -195,8 +195,9 @@ BEGIN
 END
 $procedure$;
 
--- Drops the columns that later migrations have made: what a rollback takes away with its own.
-CREATE OR REPLACE PROCEDURE tenancy.drop_later_columns(target regclass, of_migration text)
+-- Drops the columns that later migrations have made: what a rollback takes away with its own column. What the tenant had
+-- before that stays, whatever it is called.
+CREATE OR REPLACE PROCEDURE tenancy.drop_later_columns(target regclass, of_migration text, own_column name)
 LANGUAGE plpgsql
 SET search_path = pg_catalog, pg_temp
 AS $procedure$
@@ -209,8 +210,8 @@ BEGIN
         INNER JOIN pg_class AS c ON a.attrelid = c.oid
         WHERE
             a.attrelid = target
-            AND a.attnum > 0
             AND NOT a.attisdropped
+            AND a.attnum > (SELECT o.attnum FROM pg_attribute AS o WHERE o.attrelid = target AND o.attname = own_column)
             AND EXISTS (
                 SELECT FROM tenancy.effects AS e
                 WHERE

@@ -167,13 +167,7 @@ $procedure$;
 -- A procedure that commits cannot pin its search_path. So those that do name no operator, nor function, nor type that
 -- their caller's path could lead astray.
 CREATE OR REPLACE PROCEDURE tenancy.run_in_each_tenant(
-    migration text,
-    pending text,
-    run text,
-    lock_timeout_ms integer,
-    attempts integer,
-    INOUT already_done integer,
-    INOUT runs bigint []
+    migration text, pending text, run text, lock_timeout_ms integer, attempts integer, INOUT runs bigint []
 )
 LANGUAGE plpgsql
 AS $procedure$
@@ -188,7 +182,7 @@ DECLARE
     milliseconds numeric;
 BEGIN
     COMMIT; -- in a transaction block this fails here, not after the first tenant
-    CALL tenancy.start_run(migration, pending, run, lock_timeout_ms, attempts, this_run, already_done);
+    CALL tenancy.start_run(migration, pending, run, lock_timeout_ms, attempts, this_run);
     COMMIT;
     LOOP
         CALL tenancy.next_pass(this_run, pending, lock_timeout_ms, attempts, attempt, queue);
@@ -246,23 +240,28 @@ AS $procedure$
 DECLARE
     runs bigint[] := '{}';
 BEGIN
-    CALL tenancy.run_in_each_tenant(migration, pending, run, lock_timeout_ms, attempts, already_done, runs);
-    CALL tenancy.report_runs(runs, migration, already_done, done, failed, slowest_ms, seconds);
+    CALL tenancy.run_in_each_tenant(migration, pending, run, lock_timeout_ms, attempts, runs);
+    CALL tenancy.report_runs(runs, migration, done, already_done, failed, slowest_ms, seconds);
 END
 $procedure$;
 
--- The migration after the one named, of those that are applied to all tenants; NULL after the last.
+-- The next migration to sweep, of those that are applied; NULL after the last. One whose latest run was killed is taken
+-- after all others: a tenant that ends the session there keeps nobody from these.
 CREATE OR REPLACE PROCEDURE tenancy.next_migration(
+    swept text [],
     INOUT name text, INOUT pending text, INOUT script text, INOUT lock_timeout_ms integer, INOUT attempts integer
 )
 LANGUAGE plpgsql
 SET search_path = pg_catalog, pg_temp
 AS $procedure$
 BEGIN
-    SELECT m.* INTO name, pending, script, lock_timeout_ms, attempts
+    SELECT m.name, m.pending, m.script, m.lock_timeout_ms, m.attempts
+    INTO name, pending, script, lock_timeout_ms, attempts
     FROM tenancy.migrations AS m
-    WHERE m.name COLLATE "C" > coalesce(next_migration.name, '')
-    ORDER BY m.name COLLATE "C"
+    WHERE m.is_applied AND m.name <> ALL (swept)
+    ORDER BY
+        (SELECT r.finished_at FROM tenancy.runs AS r WHERE r.migration = m.name ORDER BY r.id DESC LIMIT 1) IS NULL,
+        m.name COLLATE "C"
     LIMIT 1;
 END
 $procedure$;
@@ -274,6 +273,7 @@ CREATE OR REPLACE PROCEDURE tenancy.sweep(INOUT done integer DEFAULT 0, runs big
 LANGUAGE plpgsql
 AS $procedure$
 DECLARE
+    swept pg_catalog.text[] := '{}';
     migration pg_catalog.text;
     pending pg_catalog.text;
     script pg_catalog.text;
@@ -285,11 +285,12 @@ DECLARE
     seconds numeric;
 BEGIN
     LOOP
-        CALL tenancy.next_migration(migration, pending, script, lock_timeout_ms, attempts);
+        CALL tenancy.next_migration(swept, migration, pending, script, lock_timeout_ms, attempts);
         EXIT WHEN migration IS NULL;
-        CALL tenancy.run_in_each_tenant(migration, pending, script, lock_timeout_ms, attempts, already_done, runs);
+        CALL tenancy.run_in_each_tenant(migration, pending, script, lock_timeout_ms, attempts, runs);
+        swept := pg_catalog.array_append(swept, migration);
     END LOOP;
-    CALL tenancy.report_runs(runs, 'sweep', already_done, done, failed, slowest_ms, seconds);
+    CALL tenancy.report_runs(runs, 'sweep', done, already_done, failed, slowest_ms, seconds);
 END
 $procedure$;
 

@@ -155,9 +155,8 @@ BEGIN
                 E'\n',
                 format('ALTER TABLE %I ADD CONSTRAINT %I %s', table_name, c.conname, tenancy.definition(c.oid, NULL))
                 || CASE WHEN c.convalidated THEN ' NOT VALID' ELSE '' END || ';',
-                CASE WHEN c.convalidated THEN
-                    format('CALL tenancy.validate_foreign_key(%L, %L);', quote_ident(table_name), c.conname)
-                END,
+                CASE WHEN c.convalidated THEN 'CALL tenancy.validate' ELSE 'CALL tenancy.check' END
+                || format('_foreign_key(%L, %L);', quote_ident(table_name), c.conname),
                 format('COMMENT ON CONSTRAINT %I ON %I IS ', c.conname, table_name)
                 || quote_literal(obj_description(c.oid, 'pg_constraint')) || ';'
             ) AS restore

@@ -214,8 +214,11 @@ BEGIN
         count(*) FILTER (WHERE s.state NOT IN ('missing', 'left out')),
         count(*) FILTER (WHERE s.state = 'missing'),
         count(*) FILTER (WHERE s.state = 'left out'),
-        array_agg(format('%s: %s', s.schema_name, coalesce(s.problem, s.lag, 'is ' || s.state)) ORDER BY s.schema_name)
-        FILTER (
+        array_agg(
+            regexp_replace(
+                format('%s: %s', s.schema_name, coalesce(s.problem, s.lag, 'is ' || s.state)), '[[:cntrl:]]+', ' ', 'g'
+            ) ORDER BY s.schema_name
+        ) FILTER (
             WHERE s.problem <> '' OR (s.state = 'legacy' AND s.any_migrated) OR s.state <> s.expected OR s.lag <> ''
         )
     INTO verified, missing, left_out, problems

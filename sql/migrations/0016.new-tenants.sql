@@ -94,7 +94,6 @@ CREATE OR REPLACE PROCEDURE job_stats.sweep(INOUT done integer DEFAULT 0)
 LANGUAGE plpgsql
 AS $procedure$
 DECLARE
-    already_done integer;
     runs bigint[] := '{}';
 BEGIN
     CALL tenancy.run_in_each_tenant(
@@ -103,7 +102,6 @@ BEGIN
         'CALL job_stats.add_tenant(pg_catalog.current_schema());',
         100,
         9,
-        already_done,
         runs
     );
     CALL tenancy.sweep(done, runs);

@@ -45,7 +45,7 @@ CALL tenancy.for_each_tenant(
 
         -- With the column go its check, its unique key and its index, whatever they are called. Later migrations'
         -- columns are gone already, unless these have not been rolled back.
-        CALL tenancy.drop_later_columns('marketplace_job_stats', '0020.marketplace-job-stats');
+        CALL tenancy.drop_later_columns('marketplace_job_stats', '0020.marketplace-job-stats', 'marketplace');
         ALTER TABLE marketplace_job_stats DROP COLUMN marketplace;
 
         -- Names that PostgreSQL 18 gave, from this table's, where an older server was upgraded to it meanwhile.
