@@ -226,10 +226,10 @@ DECLARE
         ORDER BY r.id, f.place
     );
 BEGIN
-    SELECT count(*) FILTER (WHERE j.outcome IN ('done', 'rehearsed')), coalesce(max(j.milliseconds), 0)
+    SELECT count(*) FILTER (WHERE j.outcome IN ('done', 'rehearsed')), coalesce(max(j.slowest), 0)
     INTO done, slowest_ms
     FROM (
-        SELECT DISTINCT ON (a.run_id, a.schema_name) a.*
+        SELECT DISTINCT ON (a.run_id, a.schema_name) a.outcome, max(a.milliseconds) OVER () AS slowest
         FROM tenancy.journal AS a
         WHERE a.run_id = ANY (runs)
         ORDER BY a.run_id, a.schema_name, a.id DESC
