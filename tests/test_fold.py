@@ -392,3 +392,21 @@ def test_published_archives_and_default_privileges(migrated: Connection) -> None
     readable = "SELECT has_table_privilege('legacy_nosy', 'user_owner.vinted_job_stats', 'SELECT')"
     assert migrated.execute(readable.encode()).fetchall() == [(False,)]
     migrated.execute("ALTER DEFAULT PRIVILEGES REVOKE SELECT ON TABLES FROM legacy_nosy")
+
+
+def test_columns_that_are_called_as_ours(migrated: Connection) -> None:
+    """A tenant's own columns come through under any name but an archive's own, and by that they are refused."""
+    own = ["a", "archive", "columns", "folded", "lost", "s", "target", "tenant"]
+    add = "ALTER TABLE user_1.marketplace_job_stats " + ", ".join(f"ADD {name} integer" for name in own)
+    migrated.execute(add.encode())
+    for number, marketplace in enumerate(["vinted", "ebay", "etsy"]):
+        count(migrated, "user_1", 1, marketplace, 5, **dict.fromkeys(own, number))
+    before = everything(migrated, "user_1")
+    downgrade(migrated)
+    upgrade(migrated)
+    assert everything(migrated, "user_1") == before
+
+    migrated.execute("ALTER TABLE user_1.marketplace_job_stats ADD added_total_jobs text")
+    refused = psql(migrated, "-f", DOWNGRADE)
+    assert "user_1: column added_total_jobs is the tenant's own" in refused.stderr
+    assert "19 done, 0 done before, 1 FAILED" in refused.stderr

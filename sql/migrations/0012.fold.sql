@@ -18,12 +18,21 @@ AS $procedure$
 DECLARE
     tenant constant regnamespace := (SELECT relnamespace FROM pg_class WHERE oid = target);
     place constant text := format('%s.marketplace_job_stats_archive', tenant);
+    clashes constant text := (
+        SELECT string_agg(quote_ident(a.attname), ', ')
+        FROM pg_attribute AS a
+        WHERE
+            a.attrelid = target AND NOT a.attisdropped
+            AND a.attname ~ '^(folded_id|(folded|added)_(total_jobs|success_count|failure_count|avg_duration_ms))$'
+    );
     needed boolean;
     is_written boolean;
 BEGIN
     CALL tenancy.as_owner(target, format('job_stats.has_other_marketplaces(%L, %L)', target, folded), needed, false);
     IF NOT needed THEN
         RETURN;
+    ELSIF clashes <> '' THEN
+        RAISE EXCEPTION 'column % is the tenant''s own, and an archive has one of this name: rename it', clashes;
     END IF;
     EXECUTE format( -- WITH NO DATA, nothing of the table is planned or read
         'CREATE TABLE %s AS
@@ -102,11 +111,11 @@ BEGIN
         )
     FROM marketplace_job_stats AS s
     WHERE
-        (s.marketplace::text = 'vinted' OR (s.marketplace::text = ANY (folded)) IS NOT FALSE)
+        (s.marketplace::text = 'vinted' OR (s.marketplace::text = ANY (fold_rows.folded)) IS NOT FALSE)
         AND (s.action_type_id, s.date) IN (
             SELECT o.action_type_id, o.date
             FROM marketplace_job_stats AS o
-            WHERE o.marketplace::text <> 'vinted' AND (o.marketplace::text = ANY (folded)) IS NOT FALSE
+            WHERE o.marketplace::text <> 'vinted' AND (o.marketplace::text = ANY (fold_rows.folded)) IS NOT FALSE
         )
     WINDOW days AS (PARTITION BY s.action_type_id, s.date);
 
