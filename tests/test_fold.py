@@ -410,3 +410,48 @@ def test_columns_that_are_called_as_ours(migrated: Connection) -> None:
     refused = psql(migrated, "-f", DOWNGRADE)
     assert "user_1: column added_total_jobs is the tenant's own" in refused.stderr
     assert "19 done, 0 done before, 1 FAILED" in refused.stderr
+
+
+@pytest.mark.parametrize("missing", ["action_type_id", "date"])
+def test_rows_that_no_day_or_action_type_has(migrated: Connection, missing: str) -> None:
+    """What cannot be folded, and would become Vinted's, is refused by name; a row of Vinted's is none of that."""
+    migrated.execute(f"ALTER TABLE user_1.marketplace_job_stats ALTER {missing} DROP NOT NULL".encode())
+    for marketplace in ["vinted", "ebay"]:
+        count(migrated, "user_1", 1, marketplace, 5)
+        count(migrated, "user_1", 2, marketplace, 7)
+    migrated.execute(f"UPDATE user_1.marketplace_job_stats SET {missing} = NULL WHERE action_type_id = 2".encode())
+    before = everything(migrated, "user_1")
+    refused = psql(migrated, "-f", DOWNGRADE)
+    assert "user_1: user_1.marketplace_job_stats has rows of other marketplaces without action_type_id or date" in refused.stderr
+    assert "19 done, 0 done before, 1 FAILED" in refused.stderr
+    assert (everything(migrated, "user_1"), archives(migrated)) == (before, [])
+
+    stray = f"DELETE FROM user_1.marketplace_job_stats WHERE marketplace = 'ebay' AND {missing} IS NULL"
+    migrated.execute(stray.encode())
+    before = everything(migrated, "user_1")
+    downgrade(migrated)
+    upgrade(migrated)
+    assert everything(migrated, "user_1") == before
+
+
+def test_a_trigger_that_writes_what_is_folded_no_more(migrated: Connection) -> None:
+    """A row of another marketplace's that comes while rows are folded is not left to become Vinted's."""
+    migrated.execute(
+        """
+        CREATE FUNCTION user_1.again() RETURNS trigger LANGUAGE plpgsql AS $$
+        BEGIN
+            INSERT INTO user_1.marketplace_job_stats (action_type_id, date, marketplace, total_jobs)
+            VALUES (77, OLD.date, 'etsy', 9);
+            RETURN NULL;
+        END
+        $$;
+        CREATE TRIGGER again AFTER DELETE ON user_1.marketplace_job_stats
+        FOR EACH ROW EXECUTE FUNCTION user_1.again()
+        """
+    )
+    for marketplace in ["vinted", "ebay"]:
+        count(migrated, "user_1", 1, marketplace, 5)
+    before = everything(migrated, "user_1")
+    refused = psql(migrated, "-f", DOWNGRADE)
+    assert "user_1: a trigger or a rule of user_1.marketplace_job_stats has changed" in refused.stderr
+    assert everything(migrated, "user_1") == before

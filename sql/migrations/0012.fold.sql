@@ -56,7 +56,11 @@ BEGIN
     INSERT INTO job_stats.archives (archive) VALUES (place::regclass);
     CALL tenancy.as_owner(
         target,
-        format('CASE WHEN job_stats.fold_rows(%1$L, %2$L) THEN job_stats.is_folded(%1$L, %2$L) END', target, folded),
+        format(
+            'CASE WHEN job_stats.fold_rows(%1$L, %2$L)
+            THEN job_stats.is_folded(%1$L, %2$L) AND NOT job_stats.has_other_marketplaces(%1$L, %2$L) END',
+            target, folded
+        ),
         is_written
     );
     CALL job_stats.refuse_unless(is_written, target);
@@ -96,6 +100,16 @@ DECLARE
     tenant constant regnamespace := (SELECT relnamespace FROM pg_class WHERE oid = target);
 BEGIN
     PERFORM set_config('search_path', tenant::text || ', pg_temp', true);
+    IF EXISTS (
+        SELECT FROM marketplace_job_stats AS s
+        WHERE
+            s.marketplace::text <> 'vinted' AND (s.marketplace::text = ANY (fold_rows.folded)) IS NOT FALSE
+            AND (s.action_type_id IS NULL OR s.date IS NULL)
+    ) THEN
+        RAISE EXCEPTION '%.marketplace_job_stats has rows of other marketplaces without action_type_id or date', tenant
+        USING DETAIL = '(Give them both, or delete them: they cannot be folded.)';
+    END IF;
+
     INSERT INTO marketplace_job_stats_archive
     SELECT
         s.*,
@@ -151,7 +165,7 @@ BEGIN
 END
 $function$;
 
--- Whether the table has what fold_rows() wrote, and no more of what it folded.
+-- Whether the table has what fold_rows() wrote, and no more of these days and action types.
 CREATE OR REPLACE FUNCTION job_stats.is_folded(target regclass, folded text[])
 RETURNS boolean
 LANGUAGE plpgsql
