@@ -22,6 +22,13 @@ VERIFY = str(ROOT / "sql/migrations/post-apply.verify.sql")
 UP = "-f", UPGRADE, "-f", EXACT, "-f", VERIFY
 DOWN = "-f", UNEXACT, "-f", DOWNGRADE
 
+# What a tenant may do to its table after the change.
+PARTITION = """
+    ALTER TABLE user_1.marketplace_job_stats RENAME TO rows_until_now;
+    CREATE TABLE user_1.marketplace_job_stats (LIKE user_1.rows_until_now INCLUDING DEFAULTS) PARTITION BY RANGE (date);
+    ALTER TABLE user_1.marketplace_job_stats ATTACH PARTITION user_1.rows_until_now DEFAULT
+"""
+
 
 def tenants(conn: Connection) -> list[str]:
     """Every tenant of `dev/legacy.sql` that has the table."""

@@ -6,7 +6,7 @@ from psycopg import sql
 
 from stats_lib import Marketplace, get_stats, update_job_stats
 from tests.deploy import ROOT, connect, psql, schema_dump, yoyo
-from tests.tenants import DOWNGRADE, EXACT, UPGRADE, VERIFY, Connection, clone, column, ok, rows, states, tenants
+from tests.tenants import DOWNGRADE, EXACT, PARTITION, UPGRADE, VERIFY, Connection, clone, column, ok, rows, states, tenants
 
 CONTRACT = str(ROOT / "sql/contract/0900.drop-legacy-view.sql")
 BOTH = ["sql/migrations", "sql/contract"]  # what it depends on must be given, too
@@ -62,6 +62,20 @@ def test_a_rollback_brings_views_and_default_back(migrated: Connection) -> None:
         insert(migrated, schema, "vinted_job_stats")
     ok(yoyo(migrated, "apply", *BOTH))  # and again
     assert set(states(migrated).values()) == {"contracted", "missing"}
+
+
+def test_a_table_that_is_partitioned_since(migrated: Connection) -> None:
+    """The contract and its rollback change it as they do the others."""
+    migrated.execute(PARTITION)
+    rollback = CONTRACT.replace(".sql", ".rollback.sql")
+    for script, has_view in [(CONTRACT, False), (rollback, True), (CONTRACT, False)]:
+        ok(psql(migrated, "-f", script))
+        assert ("user_1" in views(migrated)) == has_view
+        if not has_view:
+            with pytest.raises(psycopg.errors.NotNullViolation, match="marketplace"):
+                insert(migrated, "user_1", "marketplace_job_stats")
+    ok(psql(migrated, "-f", rollback))
+    insert(migrated, "user_1", "vinted_job_stats")
 
 
 def test_the_contraction_is_not_applied_without_the_migrations(empty: Connection, migrated: Connection) -> None:

@@ -14,7 +14,7 @@ CALL tenancy.for_each_tenant(
         SELECT c.relnamespace, a.atthasdef
         FROM pg_catalog.pg_class AS c
         INNER JOIN pg_catalog.pg_attribute AS a ON c.oid = a.attrelid
-        WHERE c.relname = 'marketplace_job_stats' AND c.relkind = 'r' AND a.attname = 'marketplace'
+        WHERE c.relname = 'marketplace_job_stats' AND c.relkind IN ('r', 'p') AND a.attname = 'marketplace'
     $$,
     lock_timeout_ms => 100,
     attempts => 9,

@@ -28,6 +28,9 @@ DECLARE
     needed boolean;
     is_written boolean;
 BEGIN
+    IF (SELECT c.relkind FROM pg_class AS c WHERE c.oid = target) = 'p' THEN -- which the upgrade refuses
+        RAISE EXCEPTION '% is partitioned: make it an ordinary table', target;
+    END IF;
     CALL tenancy.as_owner(target, format('job_stats.has_other_marketplaces(%L, %L)', target, folded), needed, false);
     IF NOT needed THEN
         RETURN;

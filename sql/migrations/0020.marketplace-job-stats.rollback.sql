@@ -15,7 +15,7 @@ CALL tenancy.for_each_tenant(
     pending => $$
         SELECT relnamespace, relname = 'marketplace_job_stats'
         FROM pg_catalog.pg_class
-        WHERE relname IN ('vinted_job_stats', 'marketplace_job_stats') AND relkind = 'r'
+        WHERE relname IN ('vinted_job_stats', 'marketplace_job_stats') AND relkind IN ('r', 'p')
     $$,
     lock_timeout_ms => 100,
     attempts => 9,
