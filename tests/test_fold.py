@@ -474,3 +474,25 @@ def test_a_table_that_is_partitioned_since(migrated: Connection) -> None:
     assert "user_1: user_1.marketplace_job_stats is partitioned: make it an ordinary table" in refused.stderr
     assert "19 done, 0 done before, 1 FAILED" in refused.stderr
     assert everything(migrated, "user_1") == before
+
+
+def test_an_archive_of_another_owner(migrated: Connection) -> None:
+    """Where the table was given away without its archive, that is said, before and by the upgrade, and nothing else."""
+    count(migrated, "user_1", 1, "ebay", 5)
+    before = split(migrated, "user_1")
+    downgrade(migrated)
+    migrated.execute("ALTER TABLE user_1.vinted_job_stats OWNER TO legacy_owner")
+    reason = "and its table to legacy_owner: look at it, and give it that owner"
+    preflight = "SELECT finding FROM job_stats.preflight WHERE schema_name = 'user_1' AND kind = 'refused'"
+    (finding,) = column(migrated, preflight)
+    refused = psql(migrated, "-f", UPGRADE)
+    for text in [finding, refused.stderr]:
+        assert "user_1.marketplace_job_stats_archive belongs to " in text
+        assert reason in text
+        assert "drop it" not in text
+    forget = psql(migrated, "-c", "CALL job_stats.forget_deleted('user_1.vinted_job_stats')")
+    assert reason in forget.stderr
+
+    migrated.execute("ALTER TABLE user_1.marketplace_job_stats_archive OWNER TO legacy_owner")
+    upgrade(migrated)
+    assert split(migrated, "user_1") == before

@@ -5,8 +5,8 @@
 SET LOCAL search_path = pg_catalog, pg_temp;
 SET LOCAL citus.enable_ddl_propagation = off; -- noqa: PRS
 
--- An archive of a table, locked, so that it stays the one that was looked at; NULL if there is none. Only an ordinary
--- table of the table's owner that fold_marketplaces() made is believed.
+-- An archive of a table, locked, so that it stays the one that was looked at; NULL if there is none. Raises if there is
+-- one that is not believed.
 CREATE OR REPLACE PROCEDURE job_stats.lock_archive(target regclass, archive name, INOUT locked regclass)
 LANGUAGE plpgsql
 SET search_path = pg_catalog, pg_temp
@@ -14,18 +14,19 @@ AS $procedure$
 DECLARE
     home constant regnamespace := (SELECT c.relnamespace FROM pg_class AS c WHERE c.oid = target);
     place constant text := format('%s.%I', home, archive);
+    misfit text;
 BEGIN
-    SELECT a.oid INTO locked
-    FROM pg_class AS a
-    INNER JOIN pg_class AS t ON a.relowner = t.relowner
-    INNER JOIN job_stats.archives AS k ON a.oid = k.archive
-    WHERE a.oid = to_regclass(place) AND a.relkind = 'r' AND t.oid = target;
-    IF locked IS NOT NULL THEN
+    locked := to_regclass(place);
+    misfit := job_stats.misfit_of_archive(locked, target);
+    IF locked IS NOT NULL AND misfit IS NULL THEN
         EXECUTE format('LOCK TABLE %s', place);
+        IF to_regclass(place) IS DISTINCT FROM locked THEN
+            RAISE EXCEPTION '% is no longer what it was', place;
+        END IF;
+        misfit := job_stats.misfit_of_archive(locked, target);
     END IF;
-    IF to_regclass(place) IS DISTINCT FROM locked THEN -- it never was, or, by the time of the lock, no longer is
-        RAISE EXCEPTION '% is none that a rollback here has made', place
-        USING DETAIL = '(Rename or drop it. If it came here with its tenant: docs/runbook.md, "Move a tenant".)';
+    IF misfit IS NOT NULL THEN
+        RAISE EXCEPTION '%', misfit;
     END IF;
 END
 $procedure$;

@@ -48,6 +48,32 @@ LEFT JOIN pg_attribute AS a ON i.indrelid = a.attrelid AND k.attnum = a.attnum
 WHERE i.indisunique OR i.indisexclusion
 GROUP BY s.target, i.indexrelid, i.indisprimary, i.indisunique, i.indexprs, i.indnkeyatts;
 
+-- Why an archive is not one that can be restored to a table; NULL if it is. Only an ordinary table of the table's owner
+-- that fold_marketplaces() made is believed.
+CREATE OR REPLACE FUNCTION job_stats.misfit_of_archive(archive oid, target oid)
+RETURNS text
+LANGUAGE plpgsql
+STABLE
+SET search_path = pg_catalog, pg_temp
+AS $function$
+BEGIN
+    RETURN (
+        SELECT CASE
+            WHEN a.relkind <> 'r' OR NOT EXISTS (SELECT FROM job_stats.archives AS k WHERE k.archive = a.oid) THEN
+                format('%s is none that a rollback here has made: rename or drop it', a.oid::regclass)
+                || '; or, if it came here with its tenant, docs/runbook.md, "Move a tenant"'
+            WHEN a.relowner <> t.relowner THEN format(
+                '%s belongs to %s, and its table to %s: look at it, and give it that owner',
+                a.oid::regclass, a.relowner::regrole, t.relowner::regrole
+            )
+        END
+        FROM pg_class AS a
+        CROSS JOIN pg_class AS t
+        WHERE a.oid = archive AND t.oid = target
+    );
+END
+$function$;
+
 CREATE OR REPLACE VIEW job_stats.findings AS -- first, the columns that everybody's code knows: wider integers do
 SELECT
     s.target,
@@ -90,14 +116,14 @@ SELECT
     CASE c.relname
         WHEN 'marketplace_job_stats'
             THEN 'vinted_job_stats and marketplace_job_stats are both there: docs/runbook.md, "Both tables"'
-        ELSE format('%s is none that a rollback here has made: rename or drop it', c.oid::regclass)
+        ELSE job_stats.misfit_of_archive(c.oid, s.target)
     END
 FROM job_stats.namesakes AS s
 INNER JOIN pg_class AS c ON s.schema_oid = c.relnamespace
 WHERE
     s.is_legacy
     AND c.relname IN ('marketplace_job_stats', 'marketplace_job_stats_archive')
-    AND c.oid NOT IN (SELECT k.archive FROM job_stats.archives AS k)
+    AND (c.relname = 'marketplace_job_stats' OR job_stats.misfit_of_archive(c.oid, s.target) IS NOT NULL)
 UNION ALL
 SELECT
     s.target,
