@@ -496,3 +496,30 @@ def test_an_archive_of_another_owner(migrated: Connection) -> None:
     migrated.execute("ALTER TABLE user_1.marketplace_job_stats_archive OWNER TO legacy_owner")
     upgrade(migrated)
     assert split(migrated, "user_1") == before
+
+
+@pytest.mark.parametrize("change", ["RENAME note TO remark", "DROP note"])
+def test_a_column_that_is_gone_since(migrated: Connection, change: str) -> None:
+    """What the archive has in it is not dropped unsaid: its tenant is named, before and by the upgrade, and mended."""
+    for marketplace in ["vinted", "ebay"]:
+        count(migrated, "user_extra_columns", 1, marketplace, 5, note=f"{marketplace}'s")
+    downgrade(migrated)
+    migrated.execute(f"ALTER TABLE user_extra_columns.vinted_job_stats {change}".encode())
+    reason = "user_extra_columns.marketplace_job_stats_archive has a column that its table lacks, note: rename or drop it"
+    preflight = "SELECT finding FROM job_stats.preflight WHERE schema_name = 'user_extra_columns' AND kind = 'refused'"
+    (finding,) = column(migrated, preflight)
+    refused = psql(migrated, "-f", UPGRADE)
+    for text in [finding, refused.stderr]:
+        assert reason in text
+    assert "19 done, 0 done before, 1 FAILED" in refused.stderr
+    assert archives(migrated) == ["user_extra_columns"]
+
+    migrated.execute(f"ALTER TABLE user_extra_columns.marketplace_job_stats_archive {change}".encode())
+    upgrade(migrated)
+    assert {key: row[0] for key, row in split(migrated, "user_extra_columns").items()} == {
+        (1, "vinted"): 5,
+        (1, "ebay"): 5,
+    }
+    if "remark" in change:
+        remarks = "SELECT marketplace, remark FROM user_extra_columns.marketplace_job_stats WHERE date = %s"
+        assert set(migrated.execute(remarks, [DAY])) == {("vinted", "vinted's"), ("ebay", "ebay's")}

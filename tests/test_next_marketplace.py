@@ -152,7 +152,7 @@ def test_a_straggler_of_another_marketplace_is_named_and_swept(
 
 
 def test_another_column(legacy: Connection, files: Callable[[str], Path]) -> None:
-    """The legacy view never shows it, each tenant is to have it, and 0020's rollback alone leaves none behind."""
+    """The legacy view never shows it, each tenant is to have it, 0020's rollback alone leaves none behind, and 0020 restores the rest."""
     folder = files("0024")
     both = ["sql/migrations", "sql/contract"]
     before = schema_dump(legacy, "user_1")
@@ -171,9 +171,13 @@ def test_another_column(legacy: Connection, files: Callable[[str], Path]) -> Non
     ok(psql(legacy, "-c", "CALL tenancy.sweep()"))
     ok(psql(legacy, "-f", VERIFY))
 
+    count(legacy, "ebay", 5, table="user_2.marketplace_job_stats")
     ok(psql(legacy, "-f", "sql/migrations/0020.marketplace-job-stats.rollback.sql"))
     assert schema_dump(legacy, "user_1") == before
     ok(psql(legacy, "-f", VERIFY))
+    ok(psql(legacy, "-f", "sql/migrations/0020.marketplace-job-stats.sql"))  # though the archive has last_job_at
+    ebay = "SELECT total_jobs FROM user_2.marketplace_job_stats WHERE marketplace = 'ebay'"
+    assert column(legacy, ebay) == [5]
 
 
 def test_a_rollback_without_the_later_marketplace(legacy: Connection, files: Callable[[str], Path]) -> None:

@@ -119,7 +119,7 @@ DECLARE
         WHERE
             t.attrelid = target
             AND a.attrelid = to_regclass(format('%s.marketplace_job_stats_archive', tenant))
-            AND t.attnum > 0 AND t.attgenerated = ''
+            AND t.attnum > 0 AND t.attgenerated = '' AND NOT t.attisdropped AND NOT a.attisdropped
     );
     insert_others constant text := format(
         'INSERT INTO marketplace_job_stats (%1$s) OVERRIDING SYSTEM VALUE

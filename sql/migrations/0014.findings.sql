@@ -49,29 +49,45 @@ WHERE i.indisunique OR i.indisexclusion
 GROUP BY s.target, i.indexrelid, i.indisprimary, i.indisunique, i.indexprs, i.indnkeyatts;
 
 -- Why an archive is not one that can be restored to a table; NULL if it is. Only an ordinary table of the table's owner
--- that fold_marketplaces() made is believed.
+-- that fold_marketplaces() made is believed. Of its columns, the tenant's own must be in the table: all but the
+-- archive's, and those of migrations that are rolled back.
 CREATE OR REPLACE FUNCTION job_stats.misfit_of_archive(archive oid, target oid)
 RETURNS text
-LANGUAGE plpgsql
+LANGUAGE sql
 STABLE
 SET search_path = pg_catalog, pg_temp
 AS $function$
-BEGIN
-    RETURN (
-        SELECT CASE
-            WHEN a.relkind <> 'r' OR NOT EXISTS (SELECT FROM job_stats.archives AS k WHERE k.archive = a.oid) THEN
-                format('%s is none that a rollback here has made: rename or drop it', a.oid::regclass)
-                || '; or, if it came here with its tenant, docs/runbook.md, "Move a tenant"'
-            WHEN a.relowner <> t.relowner THEN format(
-                '%s belongs to %s, and its table to %s: look at it, and give it that owner',
-                a.oid::regclass, a.relowner::regrole, t.relowner::regrole
+    SELECT CASE
+        WHEN a.relkind <> 'r' OR NOT EXISTS (SELECT FROM job_stats.archives AS k WHERE k.archive = a.oid) THEN
+            format('%s is none that a rollback here has made: rename or drop it', a.oid::regclass)
+            || '; or, if it came here with its tenant, docs/runbook.md, "Move a tenant"'
+        WHEN a.relowner <> t.relowner THEN format(
+            '%s belongs to %s, and its table to %s: look at it, and give it that owner',
+            a.oid::regclass, a.relowner::regrole, t.relowner::regrole
+        )
+        ELSE (
+            SELECT format(
+                '%s has a column that its table lacks, %s: rename or drop it there, too',
+                a.oid::regclass, string_agg(quote_ident(c.attname), ', ' ORDER BY c.attnum)
             )
-        END
-        FROM pg_class AS a
-        CROSS JOIN pg_class AS t
-        WHERE a.oid = archive AND t.oid = target
-    );
-END
+            FROM pg_attribute AS c
+            WHERE
+                c.attrelid = a.oid AND c.attnum > 0 AND NOT c.attisdropped
+                AND c.attname NOT IN ('marketplace', 'untimed_jobs', 'total_duration_ms')
+                AND c.attname !~ '^(folded_id|(folded|added)_(total_jobs|success_count|failure_count|avg_duration_ms))$'
+                AND c.attname NOT IN (
+                    SELECT o.attname FROM pg_attribute AS o WHERE o.attrelid = t.oid AND NOT o.attisdropped
+                )
+                AND NOT EXISTS (
+                    SELECT FROM tenancy.effects AS e CROSS JOIN unnest(e.made) AS m (fact)
+                    WHERE e.table_name = 'marketplace_job_stats' AND starts_with(m.fact, 'column ' || c.attname || ' ')
+                )
+            HAVING count(*) > 0
+        )
+    END
+    FROM pg_class AS a
+    CROSS JOIN pg_class AS t
+    WHERE a.oid = archive AND t.oid = target;
 $function$;
 
 CREATE OR REPLACE VIEW job_stats.findings AS -- first, the columns that everybody's code knows: wider integers do
