@@ -6,8 +6,8 @@ own. `_EXCEPTIONS` has what it is told to pass over, and why. What it cannot rea
 - the text between `$tenant$`, which runs in a tenant's path: here, it may have DDL and calls of ours, no function, and
   no operator but between a cast to text and strings;
 - the bodies of BEGIN ATOMIC, at which it stops: here, there are none;
-- what EXECUTE builds, and routines that set a tenant's path for its triggers' sake (fold_rows, unfold_rows):
-  tests/test_net.py.
+- what EXECUTE builds, and routines that set a tenant's path for its triggers' sake (fold_rows, note_added,
+  unfold_rows): tests/test_net.py.
 
 Statements of stats_lib run in their caller's path: here, each function and type is pg_catalog's by name, and the
 table's marketplace, a varchar, is compared as text. That all other operators have a meaning of PostgreSQL's own, only

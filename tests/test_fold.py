@@ -8,7 +8,7 @@ import pytest
 from psycopg import sql
 from psycopg.rows import dict_row
 
-from tests.deploy import connect, psql, schema_dump
+from tests.deploy import bash, connect, libpq_env, psql, schema_dump
 from tests.tenants import (
     DOWN,
     DOWNGRADE,
@@ -26,6 +26,7 @@ from tests.tenants import (
     tenants,
     wait_until,
 )
+from tests.test_docs import blocks
 
 DAY = datetime.date(2026, 1, 1)  # long before the rows of `dev/legacy.sql`
 Split = dict[
@@ -523,3 +524,44 @@ def test_a_column_that_is_gone_since(migrated: Connection, change: str) -> None:
     if "remark" in change:
         remarks = "SELECT marketplace, remark FROM user_extra_columns.marketplace_job_stats WHERE date = %s"
         assert set(migrated.execute(remarks, [DAY])) == {("vinted", "vinted's"), ("ebay", "ebay's")}
+
+
+@pytest.mark.parametrize(
+    "change",
+    ["DELETE FROM {} WHERE marketplace = 'ebay'", "DELETE FROM {} WHERE id = folded_id", "UPDATE {} SET total_jobs = 1"],
+)
+def test_an_archive_that_is_not_whole(migrated: Connection, change: str) -> None:
+    """Where an archive no longer adds up to what was folded, no job is dropped or doubled: its tenant is refused."""
+    count(migrated, "user_1", 1, "vinted", 0)
+    count(migrated, "user_1", 1, "ebay", 30)
+    count(migrated, "user_1", 1, "etsy", 5)
+    count(migrated, "user_1", 2, "etsy", 3)
+    downgrade(migrated)
+    archive = "user_1.marketplace_job_stats_archive"
+    migrated.execute(f"{change.format(archive)} AND action_type_id = 1".replace(" = 1 AND", " = 1 WHERE").encode())
+    refused = psql(migrated, "-f", UPGRADE)
+    assert "user_1: the archived split cannot be restored" in refused.stderr
+    assert f"the archive no longer has all that was folded of action type 1 on {DAY}" in refused.stderr
+    assert "19 done, 0 done before, 1 FAILED" in refused.stderr
+    assert [row[2] for row in folded(migrated, "user_1")] == [35, 3]
+
+    migrated.execute(f"DELETE FROM {archive} WHERE action_type_id = 1".encode())
+    upgrade(migrated)
+    assert split(migrated, "user_1") == {(1, "vinted"): (35, 35, 0, None), (2, "etsy"): (3, 3, 0, None)}
+
+
+def test_old_days_that_are_deleted_on_purpose(migrated: Connection) -> None:
+    """The runbook's one command clears them from every archive; what is left of the split comes back."""
+    for schema in ["user_1", "user_owner"]:
+        for marketplace in ["vinted", "ebay"]:
+            count(migrated, schema, 1, marketplace, 5)
+            count(migrated, schema, 2, marketplace, 7)
+    downgrade(migrated)
+    for schema in ["user_1", "user_owner"]:
+        migrated.execute(f"DELETE FROM {schema}.vinted_job_stats WHERE action_type_id = 1".encode())
+    assert "18 done, 0 done before, 2 FAILED" in psql(migrated, "-f", UPGRADE).stderr
+    (command,) = blocks("docs/runbook.md", "sh", "job_stats.forget_deleted")
+    bash(command, libpq_env(migrated))
+    upgrade(migrated)
+    for schema in ["user_1", "user_owner"]:
+        assert split(migrated, schema) == {(2, name): (7, 7, 0, None) for name in ["vinted", "ebay"]}

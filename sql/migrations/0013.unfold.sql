@@ -50,7 +50,10 @@ BEGIN
         END IF;
         CALL tenancy.as_owner(
             target,
-            format('CASE WHEN job_stats.unfold_rows(%1$L) THEN job_stats.is_unfolded(%1$L, %2$L) END', target, found),
+            format(
+                'CASE WHEN job_stats.note_added(%1$L) THEN
+                CASE WHEN job_stats.unfold_rows(%1$L) THEN job_stats.is_unfolded(%1$L, %2$L) END END', target, found
+            ),
             is_written
         );
         CALL job_stats.refuse_unless(is_written, target);
@@ -105,6 +108,72 @@ BEGIN
 END
 $function$;
 
+-- Notes what old code has added to each row since; where the row is gone, it stays NULL. Raises where the split would
+-- have to be guessed, or the archive does not add up to what was folded.
+CREATE OR REPLACE FUNCTION job_stats.note_added(target regclass)
+RETURNS boolean
+LANGUAGE plpgsql
+SET search_path = pg_catalog, pg_temp
+AS $function$
+DECLARE
+    tenant constant regnamespace := (SELECT relnamespace FROM pg_class WHERE oid = target);
+    reason text;
+    lost text[];
+BEGIN
+    PERFORM set_config('search_path', tenant::text || ', pg_temp', true);
+    UPDATE marketplace_job_stats_archive AS a
+    SET
+        added_total_jobs = s.total_jobs - a.folded_total_jobs,
+        added_success_count = s.success_count - a.folded_success_count,
+        added_failure_count = s.failure_count - a.folded_failure_count,
+        added_avg_duration_ms = CASE
+            WHEN a.folded_avg_duration_ms IS NULL THEN s.avg_duration_ms::numeric
+            ELSE pg_catalog.round(
+                greatest(
+                    s.avg_duration_ms::numeric * s.total_jobs::numeric
+                    - a.folded_avg_duration_ms * a.folded_total_jobs::numeric,
+                    0::numeric
+                ) / nullif(s.total_jobs::numeric - a.folded_total_jobs::numeric, 0::numeric)
+            )
+        END
+    FROM marketplace_job_stats AS s
+    WHERE s.id = a.folded_id AND (s.action_type_id, s.date) = (a.action_type_id, a.date);
+
+    SELECT p.reason, pg_catalog.array_agg(DISTINCT pg_catalog.format('action type %s on %s', p.action_type_id, p.date))
+    INTO reason, lost
+    FROM (
+        SELECT 'old code has deleted or lowered' AS reason, a.action_type_id, a.date
+        FROM marketplace_job_stats_archive AS a
+        WHERE (a.added_total_jobs >= 0 AND a.added_success_count >= 0 AND a.added_failure_count >= 0) IS NOT TRUE
+        UNION ALL
+        SELECT 'the archive no longer has all that was folded of', a.action_type_id, a.date
+        FROM marketplace_job_stats_archive AS a
+        GROUP BY
+            a.action_type_id, a.date,
+            a.folded_id, a.folded_total_jobs, a.folded_success_count, a.folded_failure_count
+        HAVING
+            NOT bool_or(a.id = a.folded_id)
+            OR (
+                pg_catalog.sum(a.total_jobs::numeric),
+                pg_catalog.sum(a.success_count::numeric),
+                pg_catalog.sum(a.failure_count::numeric)
+            ) IS DISTINCT FROM (
+                a.folded_total_jobs::numeric, a.folded_success_count::numeric, a.folded_failure_count::numeric
+            )
+    ) AS p
+    GROUP BY p.reason
+    LIMIT 1;
+    IF lost IS NOT NULL THEN
+        PERFORM pg_catalog.set_config('search_path', 'pg_catalog, pg_temp', true);
+        RAISE EXCEPTION 'the archived split cannot be restored: % %', reason,
+            array_to_string(lost[1:5], ', ')
+            || CASE WHEN cardinality(lost) > 5 THEN format(', ... (%s)', cardinality(lost)) ELSE '' END
+        USING DETAIL = '(Repair these rows; or delete all that have their folded_id from the archive: then they are Vinted''s.)';
+    END IF;
+    RETURN true;
+END
+$function$;
+
 CREATE OR REPLACE FUNCTION job_stats.unfold_rows(target regclass)
 RETURNS boolean
 LANGUAGE plpgsql
@@ -125,39 +194,8 @@ DECLARE
         'INSERT INTO marketplace_job_stats (%1$s) OVERRIDING SYSTEM VALUE
         SELECT %1$s FROM marketplace_job_stats_archive WHERE id <> folded_id', columns
     );
-    lost text[];
 BEGIN
     PERFORM set_config('search_path', tenant::text || ', pg_temp', true);
-
-    -- What old code has added to each row since; where the row is gone, it stays NULL.
-    UPDATE marketplace_job_stats_archive AS a
-    SET
-        added_total_jobs = s.total_jobs - a.folded_total_jobs,
-        added_success_count = s.success_count - a.folded_success_count,
-        added_failure_count = s.failure_count - a.folded_failure_count,
-        added_avg_duration_ms = CASE
-            WHEN a.folded_avg_duration_ms IS NULL THEN s.avg_duration_ms::numeric
-            ELSE pg_catalog.round(
-                greatest(
-                    s.avg_duration_ms::numeric * s.total_jobs::numeric
-                    - a.folded_avg_duration_ms * a.folded_total_jobs::numeric,
-                    0::numeric
-                ) / nullif(s.total_jobs::numeric - a.folded_total_jobs::numeric, 0::numeric)
-            )
-        END
-    FROM marketplace_job_stats AS s
-    WHERE s.id = a.folded_id AND (s.action_type_id, s.date) = (a.action_type_id, a.date);
-
-    SELECT pg_catalog.array_agg(DISTINCT pg_catalog.format('action type %s on %s', a.action_type_id, a.date)) INTO lost
-    FROM marketplace_job_stats_archive AS a
-    WHERE (a.added_total_jobs >= 0 AND a.added_success_count >= 0 AND a.added_failure_count >= 0) IS NOT TRUE;
-    IF lost IS NOT NULL THEN
-        PERFORM pg_catalog.set_config('search_path', 'pg_catalog, pg_temp', true);
-        RAISE EXCEPTION 'the archived split cannot be restored: old code has deleted or lowered %',
-            array_to_string(lost[1:5], ', ')
-            || CASE WHEN cardinality(lost) > 5 THEN format(', ... (%s)', cardinality(lost)) ELSE '' END
-        USING DETAIL = '(Repair these rows of vinted_job_stats, or delete theirs from marketplace_job_stats_archive.)';
-    END IF;
 
     -- The rows as they were: first the one that is there, then the others; then what was added, as Vinted's.
     UPDATE marketplace_job_stats AS s
@@ -235,4 +273,6 @@ $function$;
 
 CALL tenancy.make_private('job_stats');
 -- Who own tenants may call these, for as_owner(), and, since they may not use the schema, can name none of them.
-GRANT EXECUTE ON FUNCTION job_stats.unfold_rows, job_stats.is_unfolded, job_stats.forget_rows TO public;
+GRANT EXECUTE ON FUNCTION
+job_stats.note_added, job_stats.unfold_rows, job_stats.is_unfolded, job_stats.forget_rows
+TO public;
