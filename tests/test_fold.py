@@ -565,3 +565,18 @@ def test_old_days_that_are_deleted_on_purpose(migrated: Connection) -> None:
     upgrade(migrated)
     for schema in ["user_1", "user_owner"]:
         assert split(migrated, schema) == {(2, name): (7, 7, 0, None) for name in ["vinted", "ebay"]}
+
+
+def test_an_archive_without_its_table(migrated: Connection) -> None:
+    """Where the table was moved to another schema and its archive was not, the preflight names the archive."""
+    count(migrated, "user_1", 1, "ebay", 5)
+    before = split(migrated, "user_1")
+    downgrade(migrated)
+    findings = "SELECT finding FROM job_stats.preflight WHERE finding LIKE '%%archive%%'"
+    assert column(migrated, findings) == []
+    migrated.execute("CREATE SCHEMA elsewhere; ALTER TABLE user_1.vinted_job_stats SET SCHEMA elsewhere")
+    (finding,) = column(migrated, findings)
+    assert finding.startswith("user_1.marketplace_job_stats_archive is there, and its table is not")
+    migrated.execute("ALTER TABLE elsewhere.vinted_job_stats SET SCHEMA user_1")
+    upgrade(migrated)
+    assert split(migrated, "user_1") == before

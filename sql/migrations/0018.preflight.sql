@@ -48,6 +48,13 @@ FROM pg_publication AS p
 WHERE p.puballtables OR p.oid IN (SELECT s.pnpubid FROM pg_publication_namespace AS s)
 UNION ALL
 SELECT
+    'differs',
+    format('%s is there, and its table is not: bring that back, or drop the archive', a.oid::regclass)
+FROM job_stats.archives AS k
+INNER JOIN pg_class AS a ON k.archive = a.oid AND a.relname = 'marketplace_job_stats_archive'
+WHERE a.relnamespace NOT IN (SELECT s.schema_oid FROM job_stats.namesakes AS s)
+UNION ALL
+SELECT
     'refused',
     'no tenant has the table, but schemas have that are no tenants: ' || strangers.names
 FROM (SELECT tenancy.strangers(
