@@ -6,7 +6,20 @@ from psycopg import sql
 
 from stats_lib import Marketplace, get_stats, update_job_stats
 from tests.deploy import ROOT, connect, psql, schema_dump, yoyo
-from tests.tenants import DOWNGRADE, EXACT, PARTITION, UPGRADE, VERIFY, Connection, clone, column, ok, rows, states, tenants
+from tests.tenants import (
+    DOWNGRADE,
+    EXACT,
+    PARTITION,
+    UPGRADE,
+    VERIFY,
+    Connection,
+    clone,
+    column,
+    ok,
+    rows,
+    states,
+    tenants,
+)
 
 CONTRACT = str(ROOT / "sql/contract/0900.drop-legacy-view.sql")
 BOTH = ["sql/migrations", "sql/contract"]  # what it depends on must be given, too

@@ -425,7 +425,10 @@ def test_rows_that_no_day_or_action_type_has(migrated: Connection, missing: str)
     migrated.execute(f"UPDATE user_1.marketplace_job_stats SET {missing} = NULL WHERE action_type_id = 2".encode())
     before = everything(migrated, "user_1")
     refused = psql(migrated, "-f", DOWNGRADE)
-    assert "user_1: user_1.marketplace_job_stats has rows of other marketplaces without action_type_id or date" in refused.stderr
+    assert (
+        "user_1: user_1.marketplace_job_stats has rows of other marketplaces without action_type_id or date"
+        in refused.stderr
+    )
     assert "19 done, 0 done before, 1 FAILED" in refused.stderr
     assert (everything(migrated, "user_1"), archives(migrated)) == (before, [])
 
@@ -506,7 +509,9 @@ def test_a_column_that_is_gone_since(migrated: Connection, change: str) -> None:
         count(migrated, "user_extra_columns", 1, marketplace, 5, note=f"{marketplace}'s")
     downgrade(migrated)
     migrated.execute(f"ALTER TABLE user_extra_columns.vinted_job_stats {change}".encode())
-    reason = "user_extra_columns.marketplace_job_stats_archive has a column that its table lacks, note: rename or drop it"
+    reason = (
+        "user_extra_columns.marketplace_job_stats_archive has a column that its table lacks, note: rename or drop it"
+    )
     preflight = "SELECT finding FROM job_stats.preflight WHERE schema_name = 'user_extra_columns' AND kind = 'refused'"
     (finding,) = column(migrated, preflight)
     refused = psql(migrated, "-f", UPGRADE)
@@ -528,7 +533,11 @@ def test_a_column_that_is_gone_since(migrated: Connection, change: str) -> None:
 
 @pytest.mark.parametrize(
     "change",
-    ["DELETE FROM {} WHERE marketplace = 'ebay'", "DELETE FROM {} WHERE id = folded_id", "UPDATE {} SET total_jobs = 1"],
+    [
+        "DELETE FROM {} WHERE marketplace = 'ebay'",
+        "DELETE FROM {} WHERE id = folded_id",
+        "UPDATE {} SET total_jobs = 1",
+    ],
 )
 def test_an_archive_that_is_not_whole(migrated: Connection, change: str) -> None:
     """Where an archive no longer adds up to what was folded, no job is dropped or doubled: its tenant is refused."""

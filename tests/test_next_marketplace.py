@@ -152,7 +152,10 @@ def test_a_straggler_of_another_marketplace_is_named_and_swept(
 
 
 def test_another_column(legacy: Connection, files: Callable[[str], Path]) -> None:
-    """The legacy view never shows it, each tenant is to have it, 0020's rollback alone leaves none behind, and 0020 restores the rest."""
+    """The legacy view never shows it, each tenant is to have it, and 0020's rollback alone leaves none behind.
+
+    What that has folded comes back without it.
+    """
     folder = files("0024")
     both = ["sql/migrations", "sql/contract"]
     before = schema_dump(legacy, "user_1")
