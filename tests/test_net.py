@@ -3,16 +3,20 @@
 import asyncio
 import datetime
 import re
+import shlex
+from itertools import pairwise
 from typing import Any
 
 import psycopg
 import pytest
+from pglast import ast, parse_sql, split
 from pytest_postgresql import factories
 
 from stats_lib import JobOutcome, Marketplace, aio, get_stats, get_summary, update_job_stats, update_job_stats_batch
 from tests.conftest import _name
 from tests.deploy import ROOT, connect, psql, yoyo
-from tests.tenants import DOWNGRADE, EXACT, UPGRADE, VERIFY, Connection, ok
+from tests.tenants import DOWNGRADE, EXACT, UPGRADE, VERIFY, Connection, column, ok
+from tests.test_docs import DOCUMENTS, blocks
 
 SCHEMA = "user_owner"  # whose owner, a role without rights, has the rows changed in its name
 PATH = f"-c search_path={SCHEMA},public"
@@ -154,3 +158,64 @@ def test_the_library(netted: Connection) -> None:
             return sum(row.total_jobs for row in await aio.get_stats(caller, schema=SCHEMA, marketplace="ebay"))
 
     assert asyncio.run(count()) == 5
+
+
+def documented(document: str) -> list[str]:
+    """The statements of a document that do not begin with a search_path of their own: psql's, SQL's, and the text's."""
+    shell = "\n".join(blocks(document, "sh"))
+    scripts = [*re.findall(r"<<'SQL'\n(.*?)^SQL$", shell, re.DOTALL | re.MULTILINE), *blocks(document, "sql")]
+    words = shlex.split(re.sub(r"<<'SQL'\n.*?^SQL$", "", shell, flags=re.DOTALL | re.MULTILINE), comments=True)
+    scripts += [after for word, after in pairwise(words) if re.fullmatch("-(At)?c", word)]
+    text = re.sub(r"^ *```.*?^ *```", "", (ROOT / document).read_text("utf-8"), flags=re.DOTALL | re.MULTILINE)
+    scripts += re.findall(
+        r"`((?:SELECT|INSERT|UPDATE|DELETE) [^`…\d][^`…]+)`", text.replace("backend(pid)", "backend(1)")
+    )
+    scripts = [re.sub(r"^\\copy (\((.*)\) TO STDOUT|.* FROM STDIN)$", r"\2", script) for script in scripts]
+    return [one for script in scripts if not script.startswith(PINNED) for one in map(str, split(script))]
+
+
+PINNED = "SET search_path = pg_catalog, pg_temp;\n"
+WRITTEN_BY_HAND = [document for document in [*DOCUMENTS, "SECURITY.md"] if document != "docs/next-migration.md"]
+
+
+def test_what_is_documented(netted: Connection) -> None:
+    """What a DBA, an exporter or a pipeline is told to run means PostgreSQL's own or ours, or pins its path."""
+    ok(yoyo(netted, "apply"))
+    netted.execute(
+        """
+        CREATE SCHEMA user_7;
+        CREATE TABLE user_7.vinted_job_stats (LIKE users.vinted_job_stats INCLUDING ALL);
+        CREATE TABLE user_7.marketplace_job_stats (LIKE user_2.marketplace_job_stats INCLUDING ALL);
+        CREATE TABLE user_7.marketplace_job_stats_archive ();
+        -- What Citus has.
+        CREATE FUNCTION public.recover_prepared_transactions() RETURNS integer LANGUAGE sql RETURN 0;
+        CREATE TABLE public.citus_locks (relation_name text, granted boolean, global_pid bigint);
+        CREATE TABLE public.citus_stat_activity (
+            global_pid bigint, usename name, application_name text, xact_start timestamptz
+        )
+        """
+    )
+    taken = f"""
+        SELECT pg_describe_object(refclassid, refobjid, 0) FROM pg_depend
+        WHERE objid = 'public.documented'::regproc AND (pg_identify_object(refclassid, refobjid, 0)).schema = '{SCHEMA}'
+    """
+    unsafe = {}
+    seen = 0
+    for document in WRITTEN_BY_HAND:
+        for statement in documented(document):
+            (raw,) = parse_sql(statement)
+            if isinstance(raw.stmt, (ast.SelectStmt, ast.InsertStmt, ast.UpdateStmt, ast.DeleteStmt)):
+                body = f"CREATE FUNCTION public.documented() RETURNS void BEGIN ATOMIC {statement}; END"
+                with connect(netted, options=PATH, autocommit=False) as caller:
+                    caller.execute(body.encode())
+                    unsafe[statement] = column(caller, taken)
+                    caller.rollback()
+                seen += 1
+            elif isinstance(raw.stmt, ast.CallStmt):
+                unsafe[statement] = [] if raw.stmt.funccall.funcname[0].sval in ("tenancy", "job_stats") else [document]
+            elif isinstance(raw.stmt, ast.DoStmt):
+                unsafe[statement] = [f"{document}: DO without a search_path"]
+    assert {statement: names for statement, names in unsafe.items() if names} == {}
+    assert seen > 30
+    for file in ROOT.glob("docs/*.sql"):
+        assert re.sub("^(--.*|)\n", "", file.read_text("utf-8"), flags=re.MULTILINE).startswith(PINNED)
