@@ -163,8 +163,8 @@ def test_the_library(netted: Connection) -> None:
 def documented(document: str) -> list[str]:
     """The statements of a document that do not begin with a search_path of their own: psql's, SQL's, and the text's."""
     shell = "\n".join(blocks(document, "sh"))
-    scripts = [*re.findall(r"<<'SQL'\n(.*?)^SQL$", shell, re.DOTALL | re.MULTILINE), *blocks(document, "sql")]
-    words = shlex.split(re.sub(r"<<'SQL'\n.*?^SQL$", "", shell, flags=re.DOTALL | re.MULTILINE), comments=True)
+    scripts = [*re.findall(r"<<'SQL'[ &]*\n(.*?)^SQL$", shell, re.DOTALL | re.MULTILINE), *blocks(document, "sql")]
+    words = shlex.split(re.sub(r"<<'SQL'[ &]*\n.*?^SQL$", "", shell, flags=re.DOTALL | re.MULTILINE), comments=True)
     scripts += [after for word, after in pairwise(words) if re.fullmatch("-(At)?c", word)]
     text = re.sub(r"^ *```.*?^ *```", "", (ROOT / document).read_text("utf-8"), flags=re.DOTALL | re.MULTILINE)
     scripts += re.findall(

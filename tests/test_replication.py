@@ -305,6 +305,27 @@ def test_writers_that_cannot_stop(pair: Pair) -> None:
         assert any('"ebay"' in row for row in rows) == (file == UPGRADE)
 
 
+def test_a_table_with_a_child_is_not_emptied(pair: Pair) -> None:
+    """TRUNCATE would go on to the child, and fire its trigger: the table is named, and sections 5 and 6 do the same."""
+    subscribe(pair, all_tables(pair))
+    ok(yoyo(pair.subscriber, "apply", "--revision", "0019"))
+    pair.subscriber.execute(
+        """
+        CREATE TABLE user_1.child () INHERITS (user_1.vinted_job_stats);
+        CREATE SEQUENCE user_1.struck;
+        CREATE FUNCTION user_1.strike() RETURNS trigger LANGUAGE plpgsql AS
+            'BEGIN PERFORM nextval(''user_1.struck''); RETURN NULL; END';
+        CREATE TRIGGER strike BEFORE TRUNCATE ON user_1.child EXECUTE FUNCTION user_1.strike();
+        ALTER TABLE user_1.child ENABLE ALWAYS TRIGGER strike
+        """
+    )
+    put_back, anew = section(5)[2], section(6)[3]
+    with pytest.raises(AssertionError, match=r"user_1\.vinted_job_stats has a child"):
+        pair.follow(put_back)
+    assert column(pair.subscriber, "SELECT is_called FROM user_1.struck") == [False]
+    assert anew.partition("SELECT format('DO")[2].partition("WHERE c.relname")[0] in put_back
+
+
 @pytest.mark.parametrize("publisher", ["legacy", pytest.param("upgraded", marks=pytest.mark.slow)])
 def test_the_subscriber_was_upgraded_first(pair: Pair, publisher: str) -> None:
     """It fails, even when the publisher follows; rolled back, drained and upgraded again, it is equal."""
