@@ -236,6 +236,28 @@ def test_rows_that_old_code_deletes_or_lowers_are_not_guessed(migrated: Connecti
     assert archives(migrated) == []
 
 
+def test_rows_that_old_code_has_deleted_are_forgotten(migrated: Connection) -> None:
+    """The runbook's command clears the archives of all tenants; one whose code does not let it stops nobody."""
+    for name in ["user_1", "user_2", "user_3"]:
+        count(migrated, name, 1, "ebay", 10)
+        count(migrated, name, 1, "vinted", 5)
+    downgrade(migrated)
+    migrated.execute(
+        """
+        CREATE FUNCTION user_1.refuse() RETURNS trigger LANGUAGE plpgsql AS 'BEGIN RAISE ''no''; END';
+        CREATE TRIGGER refuse BEFORE DELETE ON user_1.marketplace_job_stats_archive
+        FOR EACH ROW EXECUTE FUNCTION user_1.refuse()
+        """
+    )
+    for name in ["user_1", "user_2", "user_3"]:
+        migrated.execute(f"DELETE FROM {name}.vinted_job_stats WHERE date = %s".encode(), [DAY])
+    (command,) = blocks("docs/runbook.md", "sh", "job_stats.forget_deleted")
+    bash(command, libpq_env(migrated))
+    refused = psql(migrated, "-f", UPGRADE)
+    assert "19 done, 0 done before, 1 FAILED" in refused.stderr
+    assert "user_1: the archived split cannot be restored" in refused.stderr
+
+
 def test_foreign_keys_come_back_not_valid_only_where_folded_rows_need_that(migrated: Connection) -> None:
     """eBay's action types stay though Vinted's table lacks them, and new ones are checked; elsewhere keys are VALID."""
     count(migrated, "user_named_key", 901, "ebay", 1)
