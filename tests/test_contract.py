@@ -5,7 +5,7 @@ import pytest
 from psycopg import sql
 
 from stats_lib import Marketplace, get_stats, update_job_stats
-from tests.deploy import ROOT, connect, psql, schema_dump, yoyo
+from tests.deploy import ROOT, bash, connect, libpq_env, psql, schema_dump, yoyo
 from tests.tenants import (
     DOWNGRADE,
     EXACT,
@@ -20,6 +20,7 @@ from tests.tenants import (
     states,
     tenants,
 )
+from tests.test_docs import blocks
 
 CONTRACT = str(ROOT / "sql/contract/0900.drop-legacy-view.sql")
 BOTH = ["sql/migrations", "sql/contract"]  # what it depends on must be given, too
@@ -89,6 +90,19 @@ def test_a_table_that_is_partitioned_since(migrated: Connection) -> None:
                 insert(migrated, "user_1", "marketplace_job_stats")
     ok(psql(migrated, "-f", rollback))
     insert(migrated, "user_1", "vinted_job_stats")
+
+
+def test_a_contraction_that_failed_half_way_is_taken_back(migrated: Connection) -> None:
+    """yoyo has no mark of it, so that its rollback does nothing; the runbook's command brings every tenant back."""
+    before = definitions(migrated)
+    migrated.execute("CREATE VIEW public.report AS TABLE user_2.vinted_job_stats")
+    assert "19 done, 0 done before, 1 FAILED" in yoyo(migrated, "apply", *BOTH).stderr
+    ok(yoyo(migrated, "rollback", "--revision", "0900", *BOTH))
+    assert set(states(migrated).values()) == {"contracted", "migrated", "missing"}
+    (command,) = blocks("docs/runbook.md", "sh", "0900.drop-legacy-view.rollback")
+    bash(command, libpq_env(migrated))
+    migrated.execute("DROP VIEW public.report")
+    assert definitions(migrated) == before
 
 
 def test_the_contraction_is_not_applied_without_the_migrations(empty: Connection, migrated: Connection) -> None:

@@ -313,8 +313,11 @@ def test_names_are_remembered_and_not_guessed(toolkit: Connection) -> None:
     assert schema_dump(toolkit, "user_1") == before
 
 
-def test_a_sequence_in_use_is_renamed_later(toolkit: Connection, before: dict[str, str]) -> None:
-    """Drawn from by an open transaction, it is tried again at the end, then named; a rerun renames it."""
+@pytest.mark.parametrize("later", [("-f", DOWNGRADE), ("-c", "CALL job_stats.sweep()")], ids=["rerun", "sweep"])
+def test_a_sequence_in_use_is_renamed_later(
+    toolkit: Connection, before: dict[str, str], later: tuple[str, str]
+) -> None:
+    """Drawn from by an open transaction, it is tried again at the end, then named; a rerun or a sweep renames it."""
     sequence = "template_tenant.marketplace_job_stats_id_seq"
     with connect(toolkit, autocommit=False) as writer:
         writer.execute(f"SELECT nextval('{sequence}')".encode())
@@ -323,7 +326,7 @@ def test_a_sequence_in_use_is_renamed_later(toolkit: Connection, before: dict[st
         refused = psql(toolkit, "-f", VERIFY)
         assert "template_tenant: sequence marketplace_job_stats_id_seq is still to be renamed" in refused.stderr
         writer.rollback()
-    ok(psql(toolkit, "-f", DOWNGRADE))
+    ok(psql(toolkit, *later))
     ok(psql(toolkit, "-f", VERIFY))
     as_before(toolkit, before)
 
