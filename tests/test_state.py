@@ -155,6 +155,20 @@ def test_a_column_that_a_later_migration_makes_elsewhere(toolkit: Connection) ->
     assert column(toolkit, having) == ["user_2.vinted_job_stats"]
 
 
+def test_a_tenant_that_was_restored_from_a_backup_of_before(toolkit: Connection, tmp_path: Path) -> None:
+    """A clone's ids are the template's sequence's, which has another name since: the runbook's command says it."""
+    described = definitions(toolkit, ["user_2"])
+    (tmp_path / "user_2.sql").write_text(pg_dump(toolkit, "--schema=user_2"))
+    ok(psql(toolkit, *UP))
+    toolkit.execute("DROP SCHEMA user_2 CASCADE")
+    (command,) = blocks("docs/runbook.md", "sh", "user_2.sql")
+    bash(command, libpq_env(toolkit), tmp_path)
+    ok(psql(toolkit, "-c", "CALL job_stats.sweep()"))
+    ok(psql(toolkit, "-f", VERIFY))
+    ok(psql(toolkit, *DOWN))
+    assert definitions(toolkit, ["user_2"]) == described
+
+
 def test_a_tenant_made_of_a_dump_of_the_template(migrated: Connection) -> None:
     """It looks migrated, and nothing is kept of it: named by the verification; the template's row mends it."""
     dump = pg_dump(migrated, "--schema=template_tenant").replace("template_tenant", "user_dumped")
