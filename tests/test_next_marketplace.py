@@ -1,6 +1,7 @@
 """The worked examples of docs/next-migration.md that change the statistics, run as they stand there."""
 
 import datetime
+import re
 import shutil
 import subprocess
 import sys
@@ -181,6 +182,19 @@ def test_another_column(legacy: Connection, files: Callable[[str], Path]) -> Non
     ok(psql(legacy, "-f", "sql/migrations/0020.marketplace-job-stats.sql"))  # though the archive has last_job_at
     ebay = "SELECT total_jobs FROM user_2.marketplace_job_stats WHERE marketplace = 'ebay'"
     assert column(legacy, ebay) == [5]
+
+
+def test_another_column_where_a_tenant_has_one_of_its_own(migrated: Connection, files: Callable[[str], Path]) -> None:
+    """The tenant is refused by name, and keeps its column through the rollback; clones of the template go along."""
+    folder = files("0024")
+    migrated.execute(f"ALTER TABLE {STATS} ADD COLUMN last_job_at timestamptz DEFAULT '2026-01-01'".encode())
+    refused = psql(migrated, "-f", str(folder / "0024.last-job-at.sql"))
+    assert 'user_1: column "last_job_at" of relation "marketplace_job_stats" already exists' in refused.stderr
+    assert "19 done, 0 done before, 1 FAILED" in refused.stderr
+    migrated.execute("CALL job_stats.add_tenant('user_new')")
+    rolled_back = ok(psql(migrated, "-f", str(folder / "0024.last-job-at.rollback.sql")))
+    assert re.search(r"rollback \| +20 \| +1 \| +0 \|", rolled_back)
+    assert column(migrated, f"SELECT count(last_job_at) > 0 FROM {STATS}") == [True]
 
 
 def test_a_rollback_without_the_later_marketplace(legacy: Connection, files: Callable[[str], Path]) -> None:

@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from tests.deploy import connect, psql, schema_dump, yoyo
-from tests.tenants import Connection, column, ok, running, wait_until
+from tests.tenants import Connection, clone, column, ok, running, wait_until
 from tests.test_docs import blocks, named
 
 
@@ -57,6 +57,20 @@ def test_a_migration_of_another_table(migrated: Connection, orders: list[Path]) 
     assert re.search(r"0022.orders-priority.rollback \| +4 \| +0 \| +0 \|", ok(psql(migrated, "-f", down)))
     assert {tenant: schema_dump(migrated, tenant) for tenant in tenants} == before
     assert re.search(r"^ +0$", ok(psql(migrated, "-c", "CALL tenancy.sweep()")), re.MULTILINE)
+
+
+def test_a_tenant_with_such_a_column_of_its_own(migrated: Connection, orders: list[Path]) -> None:
+    """It is refused by name, and keeps its column through the rollback; a clone of the changed template goes along."""
+    up, down = map(str, orders)
+    migrated.execute("ALTER TABLE user_2.orders ADD COLUMN priority integer NOT NULL DEFAULT 7")
+    refused = psql(migrated, "-f", up)
+    assert "3 done, 0 done before, 1 FAILED" in refused.stderr
+    assert 'user_2: column "priority" of relation "orders" already exists' in refused.stderr
+    clone(migrated, "user_new", "template_tenant.orders")
+    assert "0 done, 4 done before, 1 FAILED" in psql(migrated, "-f", up).stderr
+    assert re.search(r"0022.orders-priority.rollback \| +4 \| +1 \| +0 \|", ok(psql(migrated, "-f", down)))
+    assert column(migrated, "SELECT sum(priority) FROM user_2.orders") == [21]
+    assert schema_dump(migrated, "user_new").count("priority") == 0
 
 
 def test_the_example_is_yoyos_too(migrated: Connection, orders: list[Path]) -> None:
