@@ -19,8 +19,8 @@ from sqlalchemy.ext.asyncio import AsyncSession, create_async_engine
 from sqlalchemy.orm import Session
 
 from stats_lib import Marketplace, get_stats, get_summary
-from tests.deploy import connect, libpq_env, psql
-from tests.tenants import Connection, column, ok
+from tests.deploy import bash, connect, libpq_env, psql
+from tests.tenants import VERIFY, Connection, column, ok
 from tests.test_docs import blocks
 from tests.test_typing import CHECKERS, errors
 
@@ -224,19 +224,23 @@ def test_a_savepoint(conn: Connection) -> None:
 
 
 def test_exporter(conn: Connection) -> None:
-    """The grants are enough for the exporter's query and the panel's, and every skipped tenant is named."""
+    """The grants are enough for the exporter's query and the panel's, and for no more; who is skipped is named."""
     grants, queries, skipped = blocks("docs/recipes.md", "sql")
+    (each,) = blocks("docs/recipes.md", "sh", "TO exporter")
     conn.execute(
         "INSERT INTO user_1.marketplace_job_stats (action_type_id, marketplace, date, total_jobs, failure_count)"
         " VALUES (4, 'ebay', (now() AT TIME ZONE interval '0')::date, 4, 1)"
     )
     assert "CREATE ROLE exporter LOGIN;" in grants
-    made = grants.replace("CREATE ROLE exporter LOGIN;", _ROLE).replace(" exporter;", " legacy_dashboard;")
+    made = grants.replace("CREATE ROLE exporter LOGIN;", _ROLE).replace(" exporter", " legacy_dashboard")
     conn.execute(made.encode())
+    bash(each.replace(" exporter", " legacy_dashboard"), libpq_env(conn))
     with connect(conn, user="legacy_dashboard", password="legacy_dashboard") as reader:  # noqa: S106
         asked = psql(reader, "-At", stdin=queries)
         found = ok(asked).splitlines()
         silent = ok(psql(reader, "-At", stdin=skipped)).splitlines()
+        with pytest.raises(psycopg.errors.InsufficientPrivilege):
+            reader.execute("SELECT FROM vinted.action_types")
     assert "ebay|4|1||1" in found[0]
     assert 3 + 7 * 3 == len(found)
     warned = set(re.findall(r"WARNING:  (\S+) is skipped: ", asked.stderr))
@@ -244,6 +248,7 @@ def test_exporter(conn: Connection) -> None:
     assert not warned & set(silent)
     assert found[0].endswith(f"|{len(silent) + len(warned)}")
     assert any(line.startswith("ebay|") and line.endswith("|4|25.0") for line in found[3:])
+    ok(psql(conn, "-f", VERIFY))
 
 
 _ROLE = """
