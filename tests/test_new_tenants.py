@@ -243,6 +243,32 @@ def test_the_toolkit_stays_for_a_tenant_that_no_run_has_reached(migrated: Connec
     assert column(migrated, "SELECT to_regnamespace('tenancy')") == [None]
 
 
+def test_an_empty_template(empty: Connection) -> None:
+    """Where tenants are not cloned from it, it stops nothing, up and down, and takes the name from others."""
+    empty.execute(
+        """
+        CREATE SCHEMA template_tenant;
+        CREATE SCHEMA user_1;
+        CREATE TABLE user_1.vinted_job_stats (
+            id serial PRIMARY KEY, action_type_id integer NOT NULL, date date NOT NULL,
+            total_jobs integer NOT NULL DEFAULT 0, success_count integer NOT NULL DEFAULT 0,
+            failure_count integer NOT NULL DEFAULT 0, avg_duration_ms integer,
+            created_at timestamptz NOT NULL DEFAULT now(), UNIQUE (action_type_id, date)
+        )
+        """
+    )
+    before = schema_dump(empty, "template_tenant", "user_1")
+    ok(yoyo(empty, "apply"))
+    ok(psql(empty, "-c", "CALL job_stats.verify(expected => 'migrated')"))
+    assert states(empty) == {"template_tenant": "missing", "user_1": "migrated"}
+    assert column(empty, "SELECT kind FROM job_stats.preflight WHERE schema_name = 'template_tenant'") == []
+    ok(psql(empty, "-c", "CALL job_stats.sweep()"))
+    ok(yoyo(empty, "apply", *BOTH))
+    assert states(empty) == {"template_tenant": "missing", "user_1": "contracted"}
+    ok(yoyo(empty, "rollback", "--all", *BOTH))
+    assert schema_dump(empty, "template_tenant", "user_1") == before
+
+
 def test_archives_that_outlive_the_toolkit(migrated: Connection) -> None:
     """The next toolkit does not know them; made known as the runbook says, they restore the split."""
     for marketplace in ("vinted", "ebay"):
