@@ -33,8 +33,8 @@ _EXCEPTIONS = (
     "lock_timeout_ms integer,attempts integer,INOUT done integer,INOUT already_done integer,INOUT failed integer,"
     "INOUT slowest_ms numeric,INOUT seconds numeric)",
     "--proc-without-search-path=tenancy.run_in_each_tenant(migration text,pending text,run text,"
-    "lock_timeout_ms integer,attempts integer,INOUT runs bigint[])",
-    "--proc-without-search-path=tenancy.sweep(INOUT done integer,runs bigint[])",
+    "lock_timeout_ms integer,attempts integer,INOUT runs bigint[],INOUT failures text[])",
+    "--proc-without-search-path=tenancy.sweep(INOUT done integer,runs bigint[],failures text[])",
     "--proc-without-search-path=job_stats.sweep(INOUT done integer)",
     # As one script, in the order in which they run: CREATE OR REPLACE is safe in a schema that an earlier one made.
     "--append",

@@ -45,7 +45,6 @@ CREATE TABLE tenancy.runs (
     finished_at timestamptz, -- NULL while it runs, and for ever if it was killed
     to_do integer NOT NULL, -- tenants, when it started
     already_done integer NOT NULL, -- others
-    failures text[], -- who was left, and why; NULL while it runs
     turn name -- of a run that was killed, the tenant whose turn it was
 );
 

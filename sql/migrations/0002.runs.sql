@@ -156,8 +156,9 @@ END
 $procedure$;
 
 -- Ends a run. Where a tenant is as before though its script has ended, its own code has undone it: it has failed. A
--- migration is forgotten when its rollback has left it nowhere: until then, sweep() takes back what that has done.
-CREATE OR REPLACE PROCEDURE tenancy.finish_run(run_id bigint, migration text, pending text)
+-- migration is forgotten when its rollback has left it nowhere: until then, sweep() takes back what that has done. Adds
+-- who has failed, and why, to failures: in memory, since the disk may be full, and the journal be pruned.
+CREATE OR REPLACE PROCEDURE tenancy.finish_run(run_id bigint, migration text, pending text, INOUT failures text[])
 LANGUAGE plpgsql
 SET search_path = pg_catalog, pg_temp
 AS $procedure$
@@ -173,24 +174,27 @@ BEGIN
     WHERE j.run_id = finish_run.run_id AND j.outcome = 'done' AND j.schema_name IN (
         SELECT l.schema_name FROM tenancy.look(pending) AS l WHERE l.is_pending
     );
-    UPDATE tenancy.runs AS r SET
-        finished_at = clock_timestamp(),
-        failures = ARRAY(
-            SELECT regexp_replace(format('%s: %s', j.schema_name, j.problem), '[[:cntrl:]]+', ' ', 'g')
-            FROM (
-                SELECT DISTINCT ON (a.schema_name) a.*
-                FROM tenancy.journal AS a
-                WHERE a.run_id = finish_run.run_id
-                ORDER BY a.schema_name, a.id DESC
-            ) AS j
-            WHERE j.outcome IN ('failed', 'locked') AND to_regnamespace(quote_ident(j.schema_name)) IS NOT NULL
-            ORDER BY j.id
-        )
-    WHERE r.id = finish_run.run_id;
-    UPDATE tenancy.migrations AS m SET is_applied = true
-    WHERE m.name = finish_run.migration AND NOT m.is_applied AND (
-        SELECT count(*) = 0 OR NOT bool_and(l.is_pending) FROM tenancy.look(finish_run.pending) AS l
+    failures := failures || ARRAY(
+        SELECT regexp_replace(concat_ws(': ', j.migration, j.schema_name, j.problem), '[[:cntrl:]]+', ' ', 'g')
+        FROM (
+            SELECT DISTINCT ON (a.schema_name) a.*
+            FROM tenancy.journal AS a
+            WHERE a.run_id = finish_run.run_id
+            ORDER BY a.schema_name, a.id DESC
+        ) AS j
+        WHERE j.outcome IN ('failed', 'locked') AND to_regnamespace(quote_ident(j.schema_name)) IS NOT NULL
+        ORDER BY j.id
     );
+    UPDATE tenancy.runs AS r SET finished_at = clock_timestamp() WHERE r.id = finish_run.run_id;
+    BEGIN
+        UPDATE tenancy.migrations AS m SET is_applied = true
+        WHERE m.name = finish_run.migration AND NOT m.is_applied AND (
+            SELECT count(*) = 0 OR NOT bool_and(l.is_pending) FROM tenancy.look(finish_run.pending) AS l
+        );
+    EXCEPTION -- on Citus: inside no other such block
+        WHEN OTHERS THEN
+            NULL; -- such as a full disk: the run that does what is left will find some done
+    END;
 
     IF undone <> '' AND NOT tenancy.is_rehearsal() AND NOT tenancy.is_canary() AND NOT EXISTS (
         SELECT FROM tenancy.look(pending) AS l WHERE l.is_pending
@@ -210,7 +214,7 @@ $procedure$;
 
 -- Says how runs ended, or raises: if tenants were left, or if others than psql might take it for the whole.
 CREATE OR REPLACE PROCEDURE tenancy.report_runs(
-    runs bigint[], title text,
+    runs bigint[], title text, failures text[],
     INOUT done integer, INOUT already_done integer, INOUT failed integer, INOUT slowest_ms numeric, INOUT seconds numeric
 )
 LANGUAGE plpgsql
@@ -218,12 +222,8 @@ SET search_path = pg_catalog, pg_temp
 AS $procedure$
 DECLARE
     verb constant text := CASE WHEN tenancy.is_rehearsal() THEN 'rehearsed' ELSE 'done' END;
-    failures constant text[] := ARRAY(
-        SELECT concat_ws(': ', nullif(r.migration, title), f.failure)
-        FROM tenancy.runs AS r
-        CROSS JOIN unnest(r.failures) WITH ORDINALITY AS f (failure, place)
-        WHERE r.id = ANY (runs)
-        ORDER BY r.id, f.place
+    named constant text[] := ARRAY(
+        SELECT regexp_replace(f.failure, '^' || title || ': ', '') FROM unnest(failures) AS f (failure)
     );
 BEGIN
     SELECT count(*) FILTER (WHERE j.outcome IN ('done', 'rehearsed')), coalesce(max(j.slowest), 0)
@@ -244,10 +244,10 @@ BEGIN
         RAISE EXCEPTION '%: % %, % done before, % FAILED', title, done, verb, already_done, failed
         USING
             DETAIL = array_to_string(
-                failures[1:50] || CASE WHEN failed > 50 THEN '... all are in tenancy.runs' END, E'\n'
+                named[1:50] || CASE WHEN failed > 50 THEN '... all are in tenancy.journal' END, E'\n'
             ),
             HINT = CASE
-                WHEN starts_with(failures[1], 'template_tenant: ') THEN 'No tenant is touched before template_tenant. '
+                WHEN starts_with(named[1], 'template_tenant: ') THEN 'No tenant is touched before template_tenant. '
                 ELSE 'A tenant that failed is as it was. '
             END || 'Mend the cause, then run the same command again: it does what is left.';
     ELSIF (tenancy.is_rehearsal() OR tenancy.is_canary()) AND current_setting('application_name') <> 'psql' THEN

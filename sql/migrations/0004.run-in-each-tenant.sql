@@ -162,12 +162,14 @@ BEGIN
 END
 $procedure$;
 
--- One run through the tenants, which does what for_each_tenant() promises but for the report. Adds its id to runs.
+-- One run through the tenants, which does what for_each_tenant() promises but for the report. Adds its id to runs, and
+-- who has failed to failures.
 --
 -- A procedure that commits cannot pin its search_path. So those that do name no operator, nor function, nor type that
 -- their caller's path could lead astray.
 CREATE OR REPLACE PROCEDURE tenancy.run_in_each_tenant(
-    migration text, pending text, run text, lock_timeout_ms integer, attempts integer, INOUT runs bigint []
+    migration text, pending text, run text, lock_timeout_ms integer, attempts integer,
+    INOUT runs bigint [], INOUT failures text []
 )
 LANGUAGE plpgsql
 AS $procedure$
@@ -204,7 +206,7 @@ BEGIN
         END LOOP;
     END LOOP;
     CALL tenancy.rename_left_over(lock_timeout_ms);
-    CALL tenancy.finish_run(this_run, migration, pending);
+    CALL tenancy.finish_run(this_run, migration, pending, failures);
     COMMIT;
     runs := pg_catalog.array_append(runs, this_run);
 END
@@ -229,9 +231,7 @@ CREATE OR REPLACE PROCEDURE tenancy.for_each_tenant(
     run text,
     lock_timeout_ms integer,
     attempts integer,
-    INOUT done integer DEFAULT 0,
-    INOUT already_done integer DEFAULT 0,
-    INOUT failed integer DEFAULT 0,
+    INOUT done integer DEFAULT 0, INOUT already_done integer DEFAULT 0, INOUT failed integer DEFAULT 0,
     INOUT slowest_ms numeric DEFAULT 0,
     INOUT seconds numeric DEFAULT 0
 )
@@ -239,9 +239,10 @@ LANGUAGE plpgsql
 AS $procedure$
 DECLARE
     runs bigint[] := '{}';
+    failures pg_catalog.text[] := '{}';
 BEGIN
-    CALL tenancy.run_in_each_tenant(migration, pending, run, lock_timeout_ms, attempts, runs);
-    CALL tenancy.report_runs(runs, migration, done, already_done, failed, slowest_ms, seconds);
+    CALL tenancy.run_in_each_tenant(migration, pending, run, lock_timeout_ms, attempts, runs, failures);
+    CALL tenancy.report_runs(runs, migration, failures, done, already_done, failed, slowest_ms, seconds);
 END
 $procedure$;
 
@@ -269,7 +270,9 @@ $procedure$;
 -- Runs each migration that is applied to all tenants where it is pending: in tenants that were restored from an old
 -- backup, or that had to be left. Those that fail keep no other from being done, and are named at the end, as are those
 -- of the runs that came before. Returns how many times it had something to do.
-CREATE OR REPLACE PROCEDURE tenancy.sweep(INOUT done integer DEFAULT 0, runs bigint [] DEFAULT '{}')
+CREATE OR REPLACE PROCEDURE tenancy.sweep(
+    INOUT done integer DEFAULT 0, runs bigint [] DEFAULT '{}', failures text [] DEFAULT '{}'
+)
 LANGUAGE plpgsql
 AS $procedure$
 DECLARE
@@ -287,10 +290,10 @@ BEGIN
     LOOP
         CALL tenancy.next_migration(swept, migration, pending, script, lock_timeout_ms, attempts);
         EXIT WHEN migration IS NULL;
-        CALL tenancy.run_in_each_tenant(migration, pending, script, lock_timeout_ms, attempts, runs);
+        CALL tenancy.run_in_each_tenant(migration, pending, script, lock_timeout_ms, attempts, runs, failures);
         swept := pg_catalog.array_append(swept, migration);
     END LOOP;
-    CALL tenancy.report_runs(runs, 'sweep', done, already_done, failed, slowest_ms, seconds);
+    CALL tenancy.report_runs(runs, 'sweep', failures, done, already_done, failed, slowest_ms, seconds);
 END
 $procedure$;
 

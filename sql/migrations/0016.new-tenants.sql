@@ -95,6 +95,7 @@ LANGUAGE plpgsql
 AS $procedure$
 DECLARE
     runs bigint[] := '{}';
+    failures pg_catalog.text[] := '{}';
 BEGIN
     CALL tenancy.run_in_each_tenant(
         'add_tenant',
@@ -102,9 +103,10 @@ BEGIN
         'CALL job_stats.add_tenant(pg_catalog.current_schema());',
         100,
         9,
-        runs
+        runs,
+        failures
     );
-    CALL tenancy.sweep(done, runs);
+    CALL tenancy.sweep(done, runs, failures);
 END
 $procedure$;
 
