@@ -133,6 +133,14 @@ def test_a_tenant_that_fails_keeps_no_other_from_being_swept(migrated: Connectio
     assert {states(migrated)[tenant] for tenant in ["user_1", "user_2"]} == {"migrated"}
 
 
+def test_a_name_of_any_characters(migrated: Connection) -> None:
+    """Who failed is named whatever a migration is called."""
+    user_1 = "SELECT oid, true FROM pg_namespace WHERE nspname = 'user_1'"
+    failed = psql(migrated, "-c", f"CALL tenancy.for_each_tenant('*(', $${user_1}$$, 'ASSERT false;', 100, 1)")
+    assert "ERROR:  *(: 0 done, 0 done before, 1 FAILED" in failed.stderr
+    assert "DETAIL:  user_1: assertion failed" in failed.stderr
+
+
 @pytest.mark.parametrize("change", ["DELETE FROM tenancy.journal", "ALTER SCHEMA user_old RENAME TO user_renamed"])
 def test_who_failed_is_named_whatever_happens_during_the_sweep(migrated: Connection, change: str) -> None:
     """A log may be pruned and a tenant renamed between the failure and the end, where it is named."""

@@ -103,7 +103,7 @@ ALTER TABLE tenancy.renames_left REPLICA IDENTITY FULL;
 -- The migrations that were begun for all tenants. Those that some have had, sweep() runs where they are not yet done.
 CREATE TABLE tenancy.migrations (
     name text CONSTRAINT pk_migrations PRIMARY KEY,
-    is_applied boolean NOT NULL, -- somewhere, or everywhere, if no tenant was concerned
+    is_applied boolean NOT NULL, -- to a tenant at least; or none was concerned
     pending text NOT NULL,
     script text NOT NULL,
     lock_timeout_ms integer NOT NULL,

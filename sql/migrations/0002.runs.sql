@@ -223,7 +223,8 @@ AS $procedure$
 DECLARE
     verb constant text := CASE WHEN tenancy.is_rehearsal() THEN 'rehearsed' ELSE 'done' END;
     named constant text[] := ARRAY(
-        SELECT regexp_replace(f.failure, '^' || title || ': ', '') FROM unnest(failures) AS f (failure)
+        SELECT CASE WHEN starts_with(f.said, title || ': ') THEN substr(f.said, length(title) + 3) ELSE f.said END
+        FROM unnest(failures) AS f (said)
     );
 BEGIN
     SELECT count(*) FILTER (WHERE j.outcome IN ('done', 'rehearsed')), coalesce(max(j.slowest), 0)
@@ -236,8 +237,7 @@ BEGIN
     ) AS j;
     SELECT sum(r.already_done), round(extract(epoch FROM sum(r.finished_at - r.started_at))::numeric, 1)
     INTO already_done, seconds
-    FROM tenancy.runs AS r
-    WHERE r.id = ANY (runs);
+    FROM tenancy.runs AS r WHERE r.id = ANY (runs);
     failed := cardinality(failures);
 
     IF failed > 0 THEN

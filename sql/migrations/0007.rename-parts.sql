@@ -167,7 +167,7 @@ BEGIN
             'CALL tenancy.rename_part(%L, %L, %L);', quote_ident(table_name), part.new_name, part.old_name
         );
     END LOOP;
-    IF keep THEN -- even if there are none: it is known by that, not to have come from elsewhere
+    IF keep THEN -- even none: by its row a table is known not to have come from elsewhere
         CALL tenancy.remember(target, renames => array_to_string(back, E'\n'));
     END IF;
 END
