@@ -147,7 +147,7 @@ AS $function$
     $durations$;
 $function$;
 
--- The query that adds the rows of `tables`, of the last $3 days up to $2, to the sums $1, and their lowest number.
+-- The query that adds the rows of `tables`, after the day $3 and up to $2, to the sums $1, and their lowest number.
 -- The sums are numeric: no tenant's is too big to be added.
 CREATE OR REPLACE FUNCTION job_stats.adding_up(tables regclass [])
 RETURNS text
@@ -170,7 +170,7 @@ AS $function$
                 UNION ALL
                 SELECT
                     stats.marketplace::text,
-                    count(DISTINCT stats.tenant) FILTER (WHERE stats.total_jobs > 0),
+                    (max(stats.total_jobs) > 0)::int,
                     sum(stats.total_jobs), sum(stats.success_count), sum(stats.failure_count),
                     sum(d.timed_jobs), sum(d.total_duration_ms),
                     min(least(
@@ -180,13 +180,13 @@ AS $function$
                 FROM ('
         || string_agg(format(
             'SELECT
-                %s AS tenant, t.marketplace, t.total_jobs, t.success_count, t.failure_count,
-                t.avg_duration_ms, t.untimed_jobs, t.total_duration_ms
-            FROM ONLY %s AS t WHERE t.date > $2 - $3 AND t.date <= $2',
+                %s AS tenant, marketplace, total_jobs, success_count, failure_count,
+                avg_duration_ms, untimed_jobs, total_duration_ms
+            FROM ONLY %s WHERE date > $3 AND date <= $2',
             t.name::oid, t.name
         ), ' UNION ALL ')
         || format(
-            ') AS stats CROSS JOIN LATERAL (%s) AS d GROUP BY stats.marketplace
+            ') AS stats CROSS JOIN LATERAL (%s) AS d GROUP BY stats.tenant, stats.marketplace
             ) AS r GROUP BY r.marketplace
         ) AS s', job_stats.durations()
         )
@@ -218,7 +218,7 @@ DECLARE
         SELECT t.schema_oid FROM tenancy.tenants AS t WHERE t.schema_name <> 'template_tenant' ORDER BY t.schema_oid
     );
     most constant numeric := 9223372036854775807; -- that a bigint can hold
-    at_a_time constant integer := 40;
+    at_a_time constant integer := 120;
     more_than_reads constant text := job_stats.more_than_reads();
     mere_reader constant boolean := more_than_reads IS NULL;
     strangers boolean := false; -- that only a mere reader would read
@@ -249,7 +249,7 @@ BEGIN
             ));
             found := sums;
             IF readable <> '{}' THEN
-                EXECUTE job_stats.adding_up(readable) INTO found, lowest USING sums, last_day, days;
+                EXECUTE job_stats.adding_up(readable) INTO found, lowest USING sums, last_day, last_day - days;
                 IF lowest < 0 OR jsonb_array_length(found) > 100 THEN -- to the cost of what others have counted
                     RAISE EXCEPTION 'it has negative numbers, or brings the marketplaces to more than 100';
                 END IF;
