@@ -244,21 +244,23 @@ def test_a_reader_is_told_why_it_reads_so_little(conn: Connection, script: str, 
 
 
 def test_names_without_end(conn: Connection) -> None:
-    """A tenant that invents a hundred marketplaces is skipped, and named; others are summed up."""
+    """A tenant that invents marketplaces without end is skipped, and named; others are summed up, and their new one."""
     trusted(conn)
-    for tenant in ["user_1", "user_2", "user_3"]:
+    for tenant, marketplaces in {"user_1": "'x' || i", "user_2": "'y' || i", "user_3": "'depop'"}.items():
         count(conn, tenant, "ebay")
-    conn.execute("ALTER TABLE user_2.marketplace_job_stats DROP CONSTRAINT ck_marketplace_job_stats_marketplace")
-    conn.execute(
-        "INSERT INTO user_2.marketplace_job_stats (action_type_id, date, marketplace, total_jobs) "
-        "SELECT 1, %s, 'x' || i, 1 FROM generate_series(1, 100) AS i",
-        [DAY],
-    )
+        conn.execute(
+            f"""
+            ALTER TABLE {tenant}.marketplace_job_stats DROP CONSTRAINT ck_marketplace_job_stats_marketplace;
+            INSERT INTO {tenant}.marketplace_job_stats (action_type_id, date, marketplace, total_jobs)
+            SELECT i, '{DAY}', {marketplaces}, 1 FROM generate_series(1, 97) AS i
+            """.encode()
+        )
     warnings: list[str | None] = []
     conn.add_notice_handler(lambda notice: warnings.append(notice.message_primary))
-    (ebay, *_) = get_platform_summary(conn)
-    assert (2, 2, 2) == (ebay.tenants, ebay.total_jobs, ebay.tenants_skipped)
-    assert ["user_2 is skipped: it has negative numbers, or brings the marketplaces to more than 100"] == warnings
+    (depop, ebay, *_) = conn.execute("SELECT * FROM job_stats.platform_summary()").fetchall()
+    assert (("depop", 1, 97), ("ebay", 1, 1, 3)) == (depop[:3], (*ebay[:3], ebay[-1]))
+    reason = "it has negative numbers, or more than 20 marketplaces that no tenant before it has"
+    assert [f"user_1 is skipped: {reason}", f"user_2 is skipped: {reason}"] == warnings
 
 
 @pytest.mark.parametrize(

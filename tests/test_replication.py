@@ -5,6 +5,7 @@ On servers of its own, with the programs of JOB_STATS_TEST_BIN or else the wheel
 
 import os
 import subprocess
+import time
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
 from dataclasses import dataclass
@@ -80,9 +81,10 @@ class Pair:
 
     def stops(self, why: str) -> None:
         """Wait until the subscriber's worker has failed for this reason, and failed again."""
-        log = Path(self.subscriber.info.host, "log")
+        log, until = Path(self.subscriber.info.host, "log"), time.monotonic() + 60
         before = log.stat().st_size
-        while log.read_bytes()[before:].count(why.encode()) < 2:
+        while (said := log.read_bytes()[before:]).count(why.encode()) < 2:
+            assert time.monotonic() < until, said[-2000:]
             self.subscriber.execute("SELECT pg_sleep(0.01)")
 
     def equal(self, columns: str = "*") -> dict[str, list[Any]]:
