@@ -1,7 +1,7 @@
 """What may be given as `conn`, what to say of what may not, and when one has to be closed."""
 
 import sys
-from collections.abc import Iterator
+from collections.abc import Coroutine, Iterator
 from contextlib import contextmanager
 from typing import Any
 
@@ -16,15 +16,17 @@ _ELSEWHERE = {  # by the beginning of the name of a class, or of one that it is 
     "sqlalchemy": "its own is session.connection().connection.driver_connection",
     "django": "its own is django.db.connection.connection, after django.db.connection.ensure_connection()",
     "psycopg2": "that is another driver: pip install psycopg, and psycopg.connect()",
-    "psycopg_pool": "take one from the pool: with pool.connection() as conn",
+    "asyncpg": "that is another driver: pip install psycopg, and psycopg.AsyncConnection.connect()",
+    "psycopg_pool": "take one from the pool: with pool.connection() as conn, or async with",
+    "contextlib": "enter it: with ... as conn, or async with",
 }
 
 
 def check(conn: object, wanted: type[Connection[Any]] | type[AsyncConnection[Any]]) -> None:
     """Raise TypeError unless `conn` is what is wanted, saying where that is."""
     if not isinstance(conn, wanted):
-        got = type(conn) if isinstance(conn, str | bytes) else conn  # which may have a password in it
-        raise TypeError(f"conn must be a psycopg.{wanted.__name__}; got {got!r:.200}{_where(conn)}")
+        # Not conn itself, which may have a password in it.
+        raise TypeError(f"conn must be a psycopg.{wanted.__name__}; got {type(conn)!r}{_where(conn)}")
 
 
 @contextmanager
@@ -60,6 +62,8 @@ def _where(conn: object) -> str:
         return ": call the same function of stats_lib, which is not to be awaited"
     if isinstance(conn, str | bytes):
         return ": make one by psycopg.connect(...)"
+    if isinstance(conn, Coroutine):
+        return ": await it first"
     if isinstance(conn, Cursor | AsyncCursor):
         return ": its own is cursor.connection"
     names = [f"{cls.__module__}." for cls in type(conn).__mro__]

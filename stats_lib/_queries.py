@@ -333,4 +333,8 @@ def _integer(name: str, value: int, low: int, high: int) -> int:
 
 
 def _refusal(name: str, value: object, allowed: str) -> ValueError:
-    return ValueError(f"{name} must be {allowed}; got {value!r:.200}")
+    try:
+        got = repr(value)
+    except Exception:  # such as for an integer of too many digits
+        got = object.__repr__(value)
+    return ValueError(f"{name} must be {allowed}; got {got:.200}")

@@ -126,7 +126,7 @@ def get_stats(
     - `schema`: as for `update_job_stats`.
     - `marketplace`: a `Marketplace` or its value, in lower case; None for each member of `Marketplace`.
     - `action_type_id`: a 32-bit integer; None for all.
-    - `days`: 1 to 1,000,000 calendar days, ending with `until`. Rows dated later are left out.
+    - `days`: 1 to 1,000,000 calendar days, ending with `until`. Rows dated later are left out, and those before year 1.
     - `until`: the last day; None for today in UTC by the server's clock, as of the transaction's start.
 
     Returns one `JobStats` a row: newest day first, then by marketplace (alphabetically), then by action type.
@@ -179,7 +179,8 @@ def get_platform_summary(
     Returns one `PlatformSummary` for each member of `Marketplace`, those without jobs too, in alphabetical order.
     It skips and counts tenants that cannot be read: those that are not migrated yet, that have no such table, that the
     role may not read, or not all rows of, whose table has a child or negative numbers, or may run code of its owner's
-    when it is read. Unless the role may only read, that is any table whose owner could do less; a warning says so.
+    when it is read. For a role that may do more than read, that is each table whose owner could do less than it; a
+    warning says so.
 
     This is one SELECT of `job_stats.platform_summary`, for which docs/recipes.md has the grants.
 

@@ -23,7 +23,7 @@ def _like(sync: Callable[..., object]) -> Callable[[_Function], _Function]:
     """Have `help()` say of a function what it says of `sync`, after the function's own docstring."""
 
     def document(function: _Function) -> _Function:
-        function.__doc__ = f"{inspect.getdoc(function)}\n\n{inspect.getdoc(sync)}"
+        function.__doc__ = f"{inspect.getdoc(function) or ''}\n\n{inspect.getdoc(sync) or ''}"
         return function
 
     return document

@@ -18,8 +18,11 @@ SELECT
     )::pg_catalog.timestamptz AS created_at
 FROM {table} AS stats
 WHERE stats.date > (
-    SELECT coalesce(%(until)s::pg_catalog.date, (pg_catalog.now() AT TIME ZONE interval '0')::pg_catalog.date)
-        - %(days)s::integer
+    SELECT greatest(
+        coalesce(%(until)s::pg_catalog.date, (pg_catalog.now() AT TIME ZONE interval '0')::pg_catalog.date)
+        - %(days)s::integer,
+        '0001-12-31 BC' -- Python's calendar begins the day after
+    )
 )
     AND stats.date <= (
         SELECT coalesce(%(until)s::pg_catalog.date, (pg_catalog.now() AT TIME ZONE interval '0')::pg_catalog.date)

@@ -468,8 +468,11 @@ def test_what_is_no_connection(conn: Connection) -> None:
     aconn = asyncio.run(aconnect(conn))
     django = type("ConnectionProxy", (), {"__module__": "django.utils.connection"})()
     psycopg2 = type("connection", (), {"__module__": "psycopg2.extensions"})()
+    forgotten = aconnect(conn)
     cases: list[tuple[Any, str]] = [
-        (None, "None$"),
+        (None, "<class 'NoneType'>$"),
+        ({"password": "secret"}, "<class 'dict'>$"),
+        (pool.connection(), "enter it: with"),
         ("dbname=stats password=secret", r"<class 'str'>: make one by psycopg.connect\(\.\.\.\)$"),
         (engine, "connection.driver_connection"),
         (Session(engine), "connection.driver_connection"),
@@ -479,6 +482,7 @@ def test_what_is_no_connection(conn: Connection) -> None:
         (psycopg2, "another driver"),
         (pool, "with pool.connection"),
         (conn.cursor(), "cursor.connection"),
+        (forgotten, "await it first"),
     ]
     sync: list[Callable[..., Any]] = [
         count,
@@ -494,6 +498,7 @@ def test_what_is_no_connection(conn: Connection) -> None:
         with pytest.raises(TypeError, match=rf"^conn must be a psycopg.AsyncConnection; got (.|\n)*{said}"):
             asyncio.run(acount(wrong))
     asyncio.run(aconn.close())
+    forgotten.close()
 
 
 @pytest.mark.parametrize(

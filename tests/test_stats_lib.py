@@ -353,6 +353,16 @@ def test_days(conn: Connection, days: int, expected: list[int]) -> None:
     assert expected == [(today - row.date).days for row in rows]
 
 
+def test_days_before_christ(conn: Connection) -> None:
+    """What Python has no date for is not read, and keeps nothing else from being read."""
+    count(conn, date=datetime.date.min)
+    conn.execute(
+        "INSERT INTO user_1.marketplace_job_stats (action_type_id, date, total_jobs) VALUES (7, '0044-03-15 BC', 5)"
+    )
+    assert [datetime.date.min] == [row.date for row in read(conn, days=10**6)]
+    assert 1 == sum(row.total_jobs for row in get_summary(conn, schema="user_1", days=10**6))
+
+
 def test_a_week_by_default(conn: Connection) -> None:
     """Without `days`, the last seven calendar days are read."""
     with conn.transaction():
@@ -637,6 +647,8 @@ def test_a_refusal_is_short(conn: Connection) -> None:
     """Of a value that is a megabyte, the message has the beginning."""
     with pytest.raises(ValueError, match=r"got 'x{199}$"):
         count(conn, marketplace="x" * 10**6)
+    with pytest.raises(ValueError, match=r"^action_type_id must be .*; got <int object at"):
+        count(conn, action_type_id=10**5000)
 
 
 @pytest.mark.parametrize("marketplace", [{}, {"marketplace": None}], ids=["missing", "None"])
