@@ -11,6 +11,7 @@
 PYTHON = python3
 VENV = .venv
 ARGS =
+unexport PIP_USER PIP_TARGET PYTHONSAFEPATH
 export PATH := $(CURDIR)/$(VENV)/bin:$(PATH)
 
 help:

@@ -69,7 +69,8 @@ def throwaway_server(
 ) -> Iterator[Server]:
     """Start a new, empty server; stop it and remove all of it on the way out, however this process ends.
 
-    It listens on a Unix socket in a private folder, trusts whoever can reach that, and ignores PG… variables.
+    It listens on a Unix socket in a private folder, and trusts whoever can reach that. The PG… variables are taken out
+    of our environment: they say how to reach a server of the developer's.
 
     - `bin_dir`: the programs of another PostgreSQL, 15 or newer, instead of the wheel's.
     - `durable`: keep the data on disk and sync it, as in production; for timing things.
@@ -77,6 +78,8 @@ def throwaway_server(
 
     Raises RuntimeError if it does not start; why is on standard error then.
     """
+    for name in os.environ.keys() - without_libpq_variables().keys():
+        del os.environ[name]
     bin_dir = (bin_dir or wheel_bin_dir()).resolve()
     more = [f"{name}={value}" for name, value in (settings or {}).items()]
     with subprocess.Popen(

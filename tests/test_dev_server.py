@@ -53,6 +53,14 @@ def assert_nothing_left_of(folder: str) -> None:
     assert [] == processes_in(folder)
 
 
+def test_no_libpq_variable_of_ours_reaches_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whatever the environment asks of a server of the developer's is not asked of the throwaway one."""
+    for name, value in {"PGOPTIONS": "-c default_transaction_read_only=on", "PGSERVICE": "mine"}.items():
+        monkeypatch.setenv(name, value)
+    with throwaway_server() as server, psycopg.connect(server.url()) as conn:
+        conn.execute("CREATE TABLE public.written ()")
+
+
 def test_nothing_is_left_after_use() -> None:
     """When the `with` block ends, the server's processes and files are gone."""
     with throwaway_server() as server:
