@@ -4,7 +4,7 @@ Migrations are read by pgspot: each routine pins its search_path, and what is ou
 own. `_EXCEPTIONS` has what it is told to pass over, and why. What it cannot read, and so others check:
 
 - the text between `$tenant$`, which runs in a tenant's path: here, it may have DDL and calls of ours, no function, and
-  no operator but between a cast to text and strings;
+  no operator but between a cast to text and strings; and a constraint reads no rows as whoever migrates;
 - the bodies of BEGIN ATOMIC, at which it stops: here, there are none;
 - what EXECUTE builds, and routines that set a tenant's path for its triggers' sake (fold_rows, note_added,
   unfold_rows): tests/test_net.py.
@@ -22,7 +22,7 @@ import sys
 from collections.abc import Iterator
 from pathlib import Path
 
-from pglast import ast, parse_sql
+from pglast import ast, enums, parse_sql
 from pglast.visitors import Visitor
 
 from dev.tenant_ddl import tenant_ddl
@@ -59,6 +59,15 @@ class _Names(Visitor):
     def visit_TypeName(self, _: object, node: ast.TypeName) -> None:  # noqa: N802
         if len(node.names) == 1 and not self.in_tenant:  # a run's path has pg_catalog first, pg_temp last
             self.found.append(f"type {node.names[0].sval}: say pg_catalog.{node.names[0].sval}")
+
+    def visit_AlterTableCmd(self, _: object, node: ast.AlterTableCmd) -> None:  # noqa: N802
+        added = node.def_
+        if (
+            isinstance(added, ast.Constraint)
+            and added.contype in (enums.ConstrType.CONSTR_CHECK, enums.ConstrType.CONSTR_FOREIGN)
+            and not added.skip_validation
+        ):
+            self.found.append(f"constraint {added.conname}: NOT VALID, then CALL tenancy.validate_...")
 
     def visit_A_Expr(self, _: object, node: ast.A_Expr) -> None:  # noqa: N802
         right = node.rexpr if isinstance(node.rexpr, tuple) else (node.rexpr,)

@@ -19,6 +19,12 @@ PLANTED = {
     "function in a tenant": (CHANGE, "DEFAULT 'vinted'", "DEFAULT lower('vinted')", "function lower"),
     "query in a tenant": (CHANGE, "CALL job_stats.unfold_marketplaces(", "SELECT (", "SelectStmt"),
     "update in a tenant": (CHANGE, "CALL tenancy.rename_parts(", "UPDATE x SET y = (", "UpdateStmt"),
+    "check of the rows that are there": (
+        CHANGE,
+        "UNIQUE (action_type_id,",
+        "CHECK (true), ADD UNIQUE (id,",
+        "NOT VALID",
+    ),
     "call of a tenant's": (CHANGE, "CALL tenancy.rename_parts(", "CALL rename_parts(", "only routines of ours"),
     "routine without a path": (TOOLKIT, "plpgsql\nSET search_path = pg_catalog, pg_temp", "plpgsql", "PS005"),
     "path that a tenant is in": (

@@ -9,7 +9,8 @@ SET LOCAL search_path = pg_catalog, pg_temp;
 SET LOCAL citus.enable_ddl_propagation = off; -- noqa: PRS
 
 -- The strings in an expression, sorted, from the form in which it is stored. To print it, as pg_get_expr() does, would
--- open its table, wait for its locks, and read constants by the code of whose type they are.
+-- open its table, wait for its locks, and read constants by the code of whose type they are. NULL if it is too long to
+-- be ours, or to be taken apart.
 CREATE OR REPLACE FUNCTION tenancy.strings(expression text)
 RETURNS text
 LANGUAGE plpgsql -- which keeps its plan
@@ -17,7 +18,7 @@ IMMUTABLE
 SET search_path = pg_catalog, pg_temp
 AS $function$
 BEGIN
-    RETURN (
+    RETURN CASE WHEN length(expression) < 1000000 THEN (
         SELECT string_agg(c.string, ', ' ORDER BY c.string)
         FROM (
             SELECT (
@@ -29,7 +30,7 @@ BEGIN
                 expression, ':consttype (?:25|1043) [^{}]*:constvalue [0-9]+ [[] ([-0-9 ]+) []]', 'g'
             ) AS m (found)
         ) AS c
-    );
+    ) END;
 END
 $function$;
 
@@ -148,6 +149,27 @@ AS $function$
         WHERE c.relnamespace = to_regnamespace(quote_ident(tenant)) AND c.relkind IN ('r', 'p')
     )) AS f;
 $function$;
+
+-- The same, before a migration: when nobody is changing a table, nor can, till the end of the transaction.
+CREATE OR REPLACE PROCEDURE tenancy.note_before(tenant name, INOUT before jsonb)
+LANGUAGE plpgsql
+SET search_path = pg_catalog, pg_temp
+AS $procedure$
+DECLARE
+    target regclass;
+BEGIN
+    FOR target IN
+        SELECT c.oid FROM pg_class AS c
+        WHERE
+            c.relnamespace = to_regnamespace(quote_ident(tenant))
+            AND c.relkind IN ('r', 'p')
+            AND has_table_privilege(c.oid, 'SELECT')
+    LOOP
+        EXECUTE format('LOCK TABLE ONLY %s IN ACCESS SHARE MODE', target);
+    END LOOP;
+    before := tenancy.facts_of(tenant);
+END
+$procedure$;
 
 -- Whether the effects of a migration are to be seen in this tenant: it is the template, or, while none are known, the
 -- first one.

@@ -125,7 +125,7 @@ BEGIN
     problem := NULL;
     BEGIN
         IF tenancy.is_to_be_noted(run_id, migration, tenant) THEN
-            before := tenancy.facts_of(tenant);
+            CALL tenancy.note_before(tenant, before);
         END IF;
         CALL tenancy.run_script(tenant, script);
         IF before IS NOT NULL THEN
@@ -151,7 +151,7 @@ BEGIN
                     -- Whose code has failed, such as an event trigger's, unless it has said so itself.
                     '(in ' || substring(
                         split_part(left(context, 2000), 'PL/pgSQL function inline_code_block', 1)
-                        FROM '^(?:SQL statement "[^\n]*\n)?((?:PL/\S*|SQL) function (?!tenancy\.|[^\n]*RAISE)[^\n]+)'
+                        FROM '^(?:SQL statement "[^\n]*\n)?((?:PL/\S*|SQL) function (?!"?tenancy"?\.|[^\n]*RAISE)[^\n]+)'
                     ) || ')',
                     CASE SQLSTATE WHEN '42501' THEN format('(as role %I: docs/grants.sql)', current_user) END
                 );

@@ -5,7 +5,6 @@ SET LOCAL search_path = pg_catalog, pg_temp;
 CALL tenancy.refuse_while_needed();
 
 DROP PROCEDURE tenancy.restore;
-DROP FUNCTION tenancy.validate_rows;
 DROP PROCEDURE tenancy.validate_foreign_key;
 DROP PROCEDURE tenancy.check_foreign_key;
 DROP PROCEDURE tenancy.drop_foreign_keys;

@@ -58,26 +58,32 @@ DECLARE
     table_name constant name := (SELECT relname FROM pg_class WHERE oid = target);
     key record;
 BEGIN
-    -- Before their definitions are read: constants of a tenant's own types are read by its own code.
+    -- Before their definitions are read: constants of a tenant's own types are read by its own code. So is one of no
+    -- type (unknown, 705) when the definition is read again, if a function that it is given to is another's by then.
     FOR key IN
         SELECT i.indexrelid::regclass AS index
         FROM pg_index AS i
-        INNER JOIN pg_depend AS d ON i.indexrelid = d.objid
         WHERE
             i.indrelid = target
             AND i.indisunique
             AND (i.indpred IS NOT NULL OR i.indexprs IS NOT NULL)
-            AND d.classid = 'pg_class'::regclass
-            AND d.refclassid = 'pg_type'::regclass
+            AND (concat(i.indpred::text, i.indexprs::text) ~ ':consttype 705 ' OR EXISTS (
+                SELECT FROM pg_depend AS d
+                WHERE
+                    d.objid = i.indexrelid
+                    AND d.classid = 'pg_class'::regclass
+                    AND d.refclassid = 'pg_type'::regclass
+            ))
     LOOP
-        RAISE EXCEPTION '% has a constant of a type that is not PostgreSQL''s', key.index
-        USING DETAIL = '(Drop the index, or write its predicate without.)';
+        RAISE EXCEPTION '% has a constant of no type, or of one that is not PostgreSQL''s', key.index
+        USING DETAIL = '(Drop the index, or write its predicate with a cast, such as ''1''::text, or without.)';
     END LOOP;
 
     FOR key IN
         SELECT
             i.indisprimary,
             i.indisreplident,
+            i.indisvalid,
             i.indexrelid::regclass AS index,
             CASE
                 WHEN c.oid IS NULL THEN format('DROP INDEX %s', i.indexrelid::regclass)
@@ -133,7 +139,9 @@ BEGIN
             EXECUTE format('ALTER TABLE %s REPLICA IDENTITY USING INDEX %I', target, successor);
         END IF;
         EXECUTE key.drop_it;
-        CALL tenancy.remember(target, key.restore);
+        IF key.indisvalid THEN -- else nobody's, left by a CREATE INDEX CONCURRENTLY that failed
+            CALL tenancy.remember(target, key.restore);
+        END IF;
     END LOOP;
 END
 $procedure$;
@@ -235,24 +243,10 @@ BEGIN
 END
 $procedure$;
 
-CREATE OR REPLACE FUNCTION tenancy.validate_rows(target regclass, key name)
-RETURNS boolean
-LANGUAGE plpgsql
-SET search_path = pg_catalog, pg_temp
-AS $function$
-BEGIN
-    EXECUTE format('ALTER TABLE %s VALIDATE CONSTRAINT %I', target, key);
-    RETURN true;
-EXCEPTION -- not on Citus: validate_foreign_key() does without
-    WHEN foreign_key_violation THEN
-        RETURN false;
-END
-$function$;
-
 -- Gives a table back what a migration took from it, by the script that it left. A table that was born after the
 -- migration, as a clone of the template, has none: for it there is the script otherwise. The constraint called mark
 -- tells them apart: with it and without a script, the table has come from elsewhere. A script left under another name of
--- the schema is its own, or, in a restored database, a dead one's: not believed beside another, nor without the mark.
+-- the schema is its own, or, in a restored database, a dead one's: a DBA says which, beside another or without the mark.
 CREATE OR REPLACE PROCEDURE tenancy.restore(target regclass, of_migration text, mark name, otherwise text)
 LANGUAGE plpgsql
 SET search_path = pg_catalog, pg_temp
@@ -263,23 +257,30 @@ DECLARE
     );
     is_marked constant boolean := EXISTS (SELECT FROM pg_constraint WHERE conrelid = target AND conname = mark);
     kept text[];
+    is_its boolean;
+    others text;
 BEGIN
     WITH gone AS (
         DELETE FROM tenancy.undo AS u
         WHERE u.target = restore.target AND u.migration = of_migration
-        RETURNING u.schema_name = home AS is_its, concat_ws(E'\n', u.script, u.renames) AS script
+        RETURNING u.schema_name, u.schema_name = home AS is_its, concat_ws(E'\n', u.script, u.renames) AS script
     )
 
-    SELECT coalesce(
-        array_agg(DISTINCT g.script) FILTER (WHERE g.is_its),
-        array_agg(DISTINCT g.script) FILTER (WHERE is_marked OR mark IS NULL)
-    ) INTO kept FROM gone AS g;
+    SELECT
+        coalesce(array_agg(DISTINCT g.script) FILTER (WHERE g.is_its), array_agg(DISTINCT g.script)),
+        bool_or(g.is_its),
+        string_agg(g.schema_name, ', ')
+    INTO kept, is_its, others FROM gone AS g;
     IF cardinality(kept) > 1 THEN
         RAISE EXCEPTION 'tenancy.undo says several things of what % was before %', target, of_migration
         USING DETAIL = '(Delete the rows that are others'': docs/runbook.md, "Backups and standbys".)';
     ELSIF kept IS NULL AND is_marked THEN
         RAISE EXCEPTION 'tenancy.undo does not say what % was before %', target, of_migration
         USING DETAIL = '(If it was moved here, bring its row along: docs/runbook.md, "Move a tenant".)';
+    ELSIF NOT (is_its OR is_marked OR mark IS NULL) THEN
+        RAISE EXCEPTION '% has no key %, and tenancy.undo says only what a table in % was', target, mark, others
+        USING DETAIL = format('(If it is this one, give its key that name; if not, DELETE FROM tenancy.undo WHERE '
+            'target::oid = %s AND schema_name = %L.)', target::oid, others);
     END IF;
     IF tenancy.is_trusted(target) OR EXISTS (SELECT FROM pg_extension WHERE extname = 'citus') THEN
         CALL tenancy.run_script(home, coalesce(kept[1], otherwise));
@@ -295,5 +296,3 @@ END
 $procedure$;
 
 CALL tenancy.make_private('tenancy');
--- Who own tenants may call it, for as_owner(), and, since they may not use the schema, cannot name it.
-GRANT EXECUTE ON FUNCTION tenancy.validate_rows TO public;
