@@ -45,7 +45,8 @@ BEGIN
                 AND a.attnum > 0
                 AND CASE
                     WHEN a.attname = 'date' THEN a.atttypid = 'date'::regtype
-                    WHEN a.attname = 'marketplace' THEN a.atttypid = 'varchar'::regtype
+                    WHEN a.attname = 'marketplace'
+                        THEN a.atttypid = 'varchar'::regtype AND a.atttypmod BETWEEN 5 AND 104 -- up to varchar(100)
                     WHEN a.attname IN (
                         'total_jobs', 'success_count', 'failure_count',
                         'avg_duration_ms', 'untimed_jobs', 'total_duration_ms'
@@ -180,7 +181,7 @@ AS $function$
                 FROM ('
         || string_agg(format(
             'SELECT
-                %s AS tenant, marketplace, total_jobs, success_count, failure_count,
+                %s AS tenant, marketplace COLLATE "C", total_jobs, success_count, failure_count,
                 avg_duration_ms, untimed_jobs, total_duration_ms
             FROM ONLY %s WHERE date > $3 AND date <= $2',
             t.name::oid, t.name
