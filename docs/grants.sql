@@ -21,6 +21,8 @@ WHERE (n.nspname = 'template_tenant' OR starts_with(n.nspname, 'user_')) AND own
 -- A schema of its own for yoyo's tables: yoyo apply --database 'postgresql+psycopg://?schema=yoyo'.
 CREATE SCHEMA yoyo AUTHORIZATION :"migrator";
 
+-- For old keys in a tablespace, if there are any: GRANT CREATE ON TABLESPACE ... TO :"migrator".
+
 -- For the foreign keys that the rollback restores.
 GRANT USAGE ON SCHEMA vinted TO :"migrator";
 GRANT REFERENCES ON vinted.action_types TO :"migrator";

@@ -92,6 +92,18 @@ def test_a_table_that_is_partitioned_since(migrated: Connection) -> None:
     insert(migrated, "user_1", "vinted_job_stats")
 
 
+def test_a_view_of_somebody_elses_is_not_dropped(migrated: Connection) -> None:
+    """The contract takes away what 0020 has made: another view of that name is refused by name, and stays."""
+    own = "SELECT 1 AS mine"
+    migrated.execute(f"DROP VIEW user_1.vinted_job_stats; CREATE VIEW user_1.vinted_job_stats AS {own}".encode())
+    refused = psql(migrated, "-f", CONTRACT)
+    assert "user_1: user_1.vinted_job_stats is not as it was created (Look at it" in refused.stderr
+    assert "1 FAILED" in refused.stderr
+    assert column(migrated, "SELECT mine FROM user_1.vinted_job_stats") == [1]
+    migrated.execute("DROP VIEW user_1.vinted_job_stats")
+    ok(psql(migrated, "-f", CONTRACT))
+
+
 def test_a_contraction_that_failed_half_way_is_taken_back(migrated: Connection) -> None:
     """yoyo has no mark of it, so that its rollback does nothing; the runbook's command brings every tenant back."""
     before = definitions(migrated)

@@ -227,6 +227,70 @@ def test_one_run_at_a_time(legacy: Connection) -> None:
     ok(results[0])
 
 
+def test_of_two_runs_that_begin_at_once_one_sees_the_other(toolkit: Connection) -> None:
+    """A run begins under a lock: while another has it, it looks for none."""
+    with connect(toolkit, autocommit=False) as other:
+        other.execute("LOCK TABLE tenancy.runs IN SHARE ROW EXCLUSIVE MODE")
+        with running(psql, toolkit, "-f", UPGRADE) as results:
+            wait_until(
+                toolkit,
+                "SELECT count(*) > 0 FROM pg_locks WHERE NOT granted AND relation = 'tenancy.runs'::regclass"
+                " AND mode = 'ShareRowExclusiveLock'",
+            )
+            other.execute(
+                "INSERT INTO tenancy.runs (migration, pid, to_do, already_done) VALUES ('x', %s, 1, 0)",
+                [other.info.backend_pid],
+            )
+            other.commit()
+        pid = other.info.backend_pid
+    assert f"migrated already, by pid {pid}" in results[0].stderr
+
+
+def test_a_process_number_that_is_anothers_by_now(toolkit: Connection) -> None:
+    """A run that was killed is not taken for one that goes on, whoever has its process's number since."""
+    run = "INSERT INTO tenancy.runs (migration, pid, to_do, already_done, started_at) VALUES ('x', {}, 1, 0, {})"
+    with connect(toolkit) as later, connect(toolkit, dbname="postgres") as elsewhere:
+        earlier = "clock_timestamp() - '1 second'::interval"
+        toolkit.execute("SELECT pg_sleep(1.1)")
+        with connect(toolkit) as newest:
+            toolkit.execute(run.format(newest.info.backend_pid, earlier).encode())
+            toolkit.execute(run.format(elsewhere.info.backend_pid, "clock_timestamp()").encode())
+            assert column(toolkit, "SELECT DISTINCT state FROM tenancy.progress") == ["killed"]
+            toolkit.execute(run.format(later.info.backend_pid, "clock_timestamp()").encode())
+            assert column(toolkit, "SELECT state FROM tenancy.progress LIMIT 1") == ["running"]
+
+
+def test_a_rehearsal_is_no_migration_to_be_swept(toolkit: Connection) -> None:
+    """It leaves nothing that the toolkit would take for applied."""
+    ok(psql(toolkit, "-c", "SET tenancy.dry_run = on", "-f", UPGRADE))
+    assert column(toolkit, "SELECT name FROM tenancy.migrations") == []
+    toolkit.execute("CALL tenancy.refuse_while_needed()")
+
+
+def test_what_only_a_run_may_do(toolkit: Connection) -> None:
+    """Nothing is kept for a rollback outside of a run; and a run takes no primary key away."""
+    with pytest.raises(psycopg.Error, match=r"only a script of tenancy\.for_each_tenant may drop"):
+        toolkit.execute("CALL tenancy.remember('user_1.vinted_job_stats', 'SELECT 1')")
+    keyless = psql(
+        toolkit,
+        "-c",
+        "CALL tenancy.for_each_tenant('0099.keyless', $$SELECT oid, true FROM pg_namespace WHERE nspname = 'user_1'$$,"
+        " $$CALL tenancy.drop_unique_keys('vinted_job_stats', '{id}', 'x');$$, 100, 1)",
+    )
+    assert "vinted_job_stats_pkey is the primary key: give the table another one first" in keyless.stderr
+
+
+def test_many_that_failed(toolkit: Connection) -> None:
+    """Fifty are named, and where all the others are."""
+    toolkit.execute("ALTER TABLE template_tenant.vinted_job_stats ADD untimed_jobs integer")
+    clones(toolkit, "user_many_", 51)
+    toolkit.execute("ALTER TABLE template_tenant.vinted_job_stats DROP untimed_jobs")
+    failed = psql(toolkit, "-f", UPGRADE).stderr
+    assert "51 FAILED" in failed
+    assert failed.count("user_many_") == 50
+    assert "... all are in tenancy.journal" in failed
+
+
 @pytest.mark.slow
 def test_thousands_of_tenants_under_a_statement_timeout(legacy: Connection) -> None:
     """3,000 tenants go up and down, by a role whose statements may take a second, in a server with default settings."""
@@ -304,6 +368,23 @@ def test_a_pattern_that_matches_no_tenant_is_an_error(toolkit: Connection) -> No
     refused = psql(toolkit, "-f", UPGRADE, env={"PGOPTIONS": "-c tenancy.tenants=user"})
     assert refused.returncode != 0
     assert "no tenant matches ^(user)$" in refused.stderr
+
+
+def test_an_invalid_index_is_nobodys(toolkit: Connection) -> None:
+    """What a CREATE UNIQUE INDEX CONCURRENTLY that failed has left does not come back as a key that is valid."""
+    toolkit.execute("CREATE UNIQUE INDEX failed ON user_1.vinted_job_stats (action_type_id, date)")
+    toolkit.execute("UPDATE pg_index SET indisvalid = false WHERE indexrelid = 'user_1.failed'::regclass")
+    before = schema_dump(toolkit, "user_1")
+    ok(psql(toolkit, *UP))
+    ok(psql(toolkit, *DOWN))
+    assert schema_dump(toolkit, "user_1") == before
+
+
+def test_a_replicas_role_is_refused(migrated: Connection) -> None:
+    """Where no foreign key is heeded, folding would leave rows that refer to what is gone."""
+    refused = psql(migrated, "-f", DOWNGRADE, env={"PGOPTIONS": "-c session_replication_role=replica"})
+    assert refused.returncode != 0
+    assert "session_replication_role must be origin, not replica" in refused.stderr
 
 
 def test_another_isolation_level_is_refused(migrated: Connection) -> None:

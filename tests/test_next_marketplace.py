@@ -8,6 +8,7 @@ import sys
 from collections.abc import Callable
 from pathlib import Path
 
+import psycopg
 import pytest
 
 from dev.names import problems
@@ -91,6 +92,27 @@ def test_another_marketplace(legacy: Connection, files: Callable[[str], Path]) -
     ok(yoyo(legacy, "apply", *sources))
     assert counts(legacy) == split | {("vinted", 900): 17, ("vinted", 901): 16}
     ok(yoyo(legacy, "rollback", "--all", *sources))
+
+
+def test_a_rollback_by_an_older_release(legacy: Connection, files: Callable[[str], Path]) -> None:
+    """What it does not know it does not forget: applied again, later migrations are named as lacking, and swept."""
+    sources = ["sql/migrations", str(files("0023")), str(files("0024"))]
+    ok(yoyo(legacy, "apply", *sources))
+    count(legacy, "ebay", 2)
+    count(legacy, "depop", 4)
+    split = counts(legacy)
+    ok(yoyo(legacy, "rollback", "--revision", "0020"))
+    ok(psql(legacy, "-c", "CALL job_stats.verify(expected => 'legacy')"))
+    with pytest.raises(psycopg.Error, match=r"still applied: 0023\.depop, 0024\.last-job-at"):
+        legacy.execute("CALL tenancy.refuse_while_needed()")
+
+    legacy.execute(f"ALTER TABLE {STATS}_archive RENAME TO marketplace_job_stats_depop".encode())
+    named = yoyo(legacy, "apply", *sources)
+    assert named.returncode != 0
+    assert "user_2: has not had 0023.depop; has not had 0024.last-job-at" in named.stderr
+    ok(psql(legacy, "-c", "CALL job_stats.sweep()"))
+    ok(psql(legacy, "-f", VERIFY))
+    assert counts(legacy) == split
 
 
 def test_the_sums_of_another_marketplace(migrated: Connection, files: Callable[[str], Path], tmp_path: Path) -> None:

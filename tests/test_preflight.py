@@ -88,6 +88,132 @@ def test_a_misfit_is_refused_before_it_is_touched(toolkit: Connection, change: s
     assert states(toolkit)["user_2"] == "migrated"
 
 
+# What is there before, how the preflight calls it, and how PostgreSQL refuses it in the run.
+OBSTACLES = {
+    "an index of a new name": (
+        f"CREATE INDEX ix_marketplace_job_stats_marketplace_created_at ON {LEGACY} (date)",
+        "a relation has a name that is needed, ix_marketplace_job_stats_marketplace_created_at: rename it",
+        "already exists",
+    ),
+    "a sequence of the library's index": (
+        "CREATE SEQUENCE user_1.ix_stats_lib_date_marketplace",
+        "a relation has a name that is needed, ix_stats_lib_date_marketplace: rename it",
+        "already exists",
+    ),
+    "a check of the new name": (
+        f"ALTER TABLE {LEGACY} ADD CONSTRAINT ck_marketplace_job_stats_marketplace CHECK (total_jobs > -9)",
+        "a constraint has a name that is needed, ck_marketplace_job_stats_marketplace: rename it",
+        "already exists",
+    ),
+    "a domain of the new name": (
+        "CREATE DOMAIN user_1.marketplace_job_stats AS integer",
+        "a type has a name that is needed, marketplace_job_stats: rename it",
+        "already exists",
+    ),
+    "a pair of names": (
+        f"CREATE INDEX vinted_job_stats_z ON {LEGACY} (date); CREATE INDEX marketplace_job_stats_z ON {LEGACY} (id)",
+        "a relation has a name that is needed, marketplace_job_stats_z: rename it",
+        "already exists",
+    ),
+    "a pair of checks": (
+        f"ALTER TABLE {LEGACY} ADD CONSTRAINT vinted_job_stats_c CHECK (total_jobs > -9),"
+        " ADD CONSTRAINT marketplace_job_stats_c CHECK (total_jobs > -8)",
+        "a constraint has a name that is needed, marketplace_job_stats_c: rename it",
+        "already exists",
+    ),
+    "a column of the row's type": (
+        f"CREATE TABLE user_1.kept (one {LEGACY})",
+        "column one of user_1.kept has its row type: drop it",
+        "uses its row type",
+    ),
+    "a typed table": (
+        f"""
+        CREATE TYPE user_1.t AS (id integer, action_type_id integer, date date, total_jobs integer,
+            success_count integer, failure_count integer, avg_duration_ms integer, created_at timestamptz);
+        DROP TABLE {LEGACY};
+        CREATE TABLE {LEGACY} OF user_1.t (PRIMARY KEY (id), UNIQUE (action_type_id, date))
+        """,
+        "it is a typed table: ALTER TABLE ... NOT OF",
+        "cannot add column to typed table",
+    ),
+    "a function that names the old key": (
+        f"""
+        CREATE FUNCTION user_1.count() RETURNS void BEGIN ATOMIC
+            INSERT INTO {LEGACY} (action_type_id, date) VALUES (1, '2020-01-01')
+            ON CONFLICT ON CONSTRAINT vinted_job_stats_action_type_id_date_key DO NOTHING;
+        END
+        """,
+        "function user_1.count() names user_1.vinted_job_stats_action_type_id_date_key: drop it",
+        "other objects depend on it",
+    ),
+    "a sequence that is named by a text": (
+        f"ALTER TABLE {LEGACY} ALTER id SET DEFAULT"
+        " nextval(('template_tenant.vinted_job_stats_id_seq'::text)::regclass)",
+        "column id takes its default from a sequence that is named by a text: cast that to regclass",
+        "column id takes its default from a sequence that is named by a text",
+    ),
+}
+
+
+@pytest.mark.parametrize(("change", "finding", "error"), OBSTACLES.values(), ids=OBSTACLES)
+def test_what_postgresql_will_refuse_is_said_before(toolkit: Connection, change: str, finding: str, error: str) -> None:
+    """In the preflight, as the run says it later; the tenant can be rolled back, and the others are done."""
+    toolkit.execute(change.encode())
+    before = definitions(toolkit, ["user_1"])
+    found = "SELECT finding FROM job_stats.preflight WHERE schema_name = 'user_1' AND kind = 'refused'"
+    assert column(toolkit, found) == [finding]
+    assert "user_1: " in (said := psql(toolkit, *UP[:4]).stderr + psql(toolkit, *UP[2:]).stderr)
+    assert error in said
+    assert states(toolkit)["user_2"] == "migrated"
+    ok(psql(toolkit, *DOWN))
+    assert definitions(toolkit, ["user_1"]) == before
+
+
+def test_a_tenant_of_an_owner_who_is_a_stranger(toolkit: Connection) -> None:
+    """Whom whoever migrates is no member of, he cannot migrate: said before. A superuser is everybody's."""
+    found = "SELECT count(*) FROM job_stats.preflight WHERE finding LIKE 'it belongs to %'"
+    assert column(toolkit, found) == [0]
+    toolkit.execute("CREATE ROLE legacy_no_member NOLOGIN")
+    try:
+        toolkit.execute("ALTER FUNCTION job_stats.find OWNER TO legacy_no_member")
+        toolkit.execute(
+            "GRANT USAGE ON SCHEMA job_stats TO legacy_no_member; GRANT pg_read_all_data TO legacy_no_member"
+        )
+        assert column(toolkit, found)[0] > 0
+    finally:
+        toolkit.execute("DROP OWNED BY legacy_no_member CASCADE; DROP ROLE legacy_no_member")
+
+
+def test_rows_as_no_server_counts_them(toolkit: Connection) -> None:
+    """A table's statistics, which PostgreSQL 18 lets its owner write, keep nobody from the preflight."""
+    for number in ["1e30", "NaN", "Infinity"]:
+        toolkit.execute(
+            "UPDATE pg_class SET reltuples = %s::real WHERE oid = 'user_2.vinted_job_stats'::regclass", [number]
+        )
+        assert column(toolkit, "SELECT count(*) FROM job_stats.preflight WHERE kind = 'slow'") == [1]
+
+
+def test_keys_that_are_not_plain_are_said_before(toolkit: Connection) -> None:
+    """What the new key will not be: deferrable, partial; in a column list that is to have all of the identity's."""
+    toolkit.execute(
+        f"""
+        ALTER TABLE {LEGACY} DROP CONSTRAINT vinted_job_stats_action_type_id_date_key;
+        CREATE UNIQUE INDEX part ON {LEGACY} (action_type_id, date) WHERE total_jobs > 0;
+        ALTER TABLE {LEGACY} ADD CONSTRAINT late UNIQUE (action_type_id, date) DEFERRABLE;
+        ALTER TABLE {LEGACY} ADD CONSTRAINT k UNIQUE (action_type_id, date);
+        ALTER TABLE {LEGACY} REPLICA IDENTITY USING INDEX k;
+        CREATE PUBLICATION narrow FOR TABLE {LEGACY} (id, action_type_id, date)
+        """.encode()
+    )
+    query = "SELECT finding FROM job_stats.preflight WHERE kind = 'differs' AND finding LIKE '% is %' ORDER BY 1"
+    assert column(toolkit, query) == [
+        "user_1.k is the replica identity, and publication narrow has a column list: old code's UPDATE would fail, "
+        "docs/replication.md",
+        "user_1.late is deferrable, and its successor is not",
+        "user_1.part is partial, and its successor is not",
+    ]
+
+
 def count_everywhere(conn: Connection) -> None:
     """Count a job of two action types and two marketplaces."""
     for action_type_id, marketplace in product([1, 2], ["vinted", "ebay"]):

@@ -1,10 +1,12 @@
 """What a rollback restores is state, not a log: it survives what a database lives through, or is refused by name."""
 
+import re
 import subprocess
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+import psycopg
 import pytest
 
 from tests.deploy import bash, connect, libpq_env, psql, schema_dump, services, yoyo
@@ -83,6 +85,33 @@ def test_renamed_and_swapped_schemas(toolkit: Connection, before: dict[str, str]
     ok(psql(toolkit, *DOWN))
     for old, new in [("user_1", "user_x"), ("user_3", "user_1"), ("user_x", "user_3"), ("user_2_acme", "user_2")]:
         toolkit.execute(f"ALTER SCHEMA {old} RENAME TO {new}".encode())
+    as_before(toolkit, before)
+
+
+def test_a_renamed_tenant_whose_key_was_renamed(toolkit: Connection, before: dict[str, str]) -> None:
+    """What is kept of it is known by neither name: refused, and nothing is forgotten; with its key it comes back."""
+    key = "uq_marketplace_job_stats_action_marketplace_date"
+    rename = "ALTER TABLE user_7.marketplace_job_stats RENAME CONSTRAINT {} TO {}"
+    toolkit.execute(f"ALTER SCHEMA user_2 RENAME TO user_7; {rename.format(key, 'uq_new')}".encode())
+    refused = psql(toolkit, *DOWN)
+    assert f"user_7: user_7.marketplace_job_stats has no key {key}, and tenancy.undo says only" in refused.stderr
+    assert "1 FAILED" in refused.stderr
+    toolkit.execute(rename.format("uq_new", key).encode())
+    ok(psql(toolkit, "-f", DOWNGRADE))
+    toolkit.execute("ALTER SCHEMA user_7 RENAME TO user_2")
+    as_before(toolkit, before)
+
+
+def test_a_sequence_in_use_is_not_forgotten_with_the_toolkit(toolkit: Connection, before: dict[str, str]) -> None:
+    """While it is to be renamed the toolkit stays, and says so; the rollback, given again, renames it."""
+    sequence = "template_tenant.marketplace_job_stats_id_seq"
+    with connect(toolkit, autocommit=False) as idle:
+        idle.execute(f"SELECT nextval('{sequence}')".encode())
+        ok(psql(toolkit, *DOWN))
+        with pytest.raises(psycopg.Error, match=f"{sequence} is still to be called vinted_job_stats_id_seq"):
+            toolkit.execute("CALL tenancy.refuse_while_needed()")
+    ok(psql(toolkit, "-f", DOWNGRADE))
+    toolkit.execute("CALL tenancy.refuse_while_needed()")
     as_before(toolkit, before)
 
 
@@ -171,20 +200,16 @@ def test_a_tenant_that_was_restored_from_a_backup_of_before(toolkit: Connection,
 
 def test_a_tenant_made_of_a_dump_of_the_template(migrated: Connection) -> None:
     """It looks migrated, and nothing is kept of it: named by the verification; the template's row mends it."""
-    dump = pg_dump(migrated, "--schema=template_tenant").replace("template_tenant", "user_dumped")
+    dump = pg_dump(migrated, "--schema=template_tenant").replace("template_tenant", "user_7")
     ok(psql(migrated, stdin=dump))
-    assert "user_dumped: was migrated elsewhere" in psql(migrated, "-f", VERIFY).stderr
-    migrated.execute(
-        """
-        INSERT INTO tenancy.undo SELECT 'user_dumped.marketplace_job_stats', migration, script, renames, 'user_dumped'
-        FROM tenancy.undo WHERE target = 'template_tenant.marketplace_job_stats'::regclass
-        """
-    )
-    migrated.execute("CALL job_stats.create_legacy_view('user_dumped.marketplace_job_stats')")
+    assert "user_7: was migrated elsewhere" in psql(migrated, "-f", VERIFY).stderr
+    (command,) = blocks("docs/runbook.md", "sh", "INSERT INTO tenancy.undo")
+    bash(command, libpq_env(migrated))
+    migrated.execute("CALL job_stats.create_legacy_view('user_7.marketplace_job_stats')")
     ok(psql(migrated, "-f", VERIFY))
     ok(psql(migrated, *DOWN))
-    definition = schema_dump(migrated, "template_tenant").replace("template_tenant", "user_dumped")
-    assert schema_dump(migrated, "user_dumped") == definition
+    definition = schema_dump(migrated, "template_tenant").replace("template_tenant", "user_7")
+    assert schema_dump(migrated, "user_7") == definition
 
 
 def test_a_restored_database(toolkit: Connection, before: dict[str, str]) -> None:
@@ -225,7 +250,12 @@ def test_the_dead_of_a_restored_database(toolkit: Connection, before: dict[str, 
         assert column(restored, hit) == [True]
         kept = column(restored, sequences)
         ok(psql(restored, "-f", VERIFY))
-        ok(psql(restored, *DOWN))
+        refused = psql(restored, *DOWN)
+        assert "user_new: user_new.marketplace_job_stats has no key" in refused.stderr
+        assert "1 FAILED" in refused.stderr
+        (forget,) = re.findall(r"(DELETE FROM tenancy\.undo WHERE .*)\.\)", refused.stderr)
+        restored.execute(forget.encode())
+        ok(psql(restored, "-f", DOWNGRADE))
         ok(psql(restored, "-c", "CALL job_stats.verify(expected => 'legacy')"))
         restored.execute("CALL tenancy.refuse_while_needed()")
         as_before(restored, before)

@@ -5,7 +5,21 @@ import re
 import pytest
 
 from tests.deploy import connect, psql, yoyo
-from tests.tenants import EXACT, UP, UPGRADE, VERIFY, Connection, clone, clones, column, ok, running, states, wait_until
+from tests.tenants import (
+    DOWNGRADE,
+    EXACT,
+    UP,
+    UPGRADE,
+    VERIFY,
+    Connection,
+    clone,
+    clones,
+    column,
+    ok,
+    running,
+    states,
+    wait_until,
+)
 
 NOT_AS_CREATED = "view vinted_job_stats is not as it was created: drop it, and sweep"
 DRIFTS = {
@@ -143,6 +157,19 @@ def test_apply_ends_with_the_verification(legacy: Connection) -> None:
     ok(yoyo(legacy, "apply", env={"PGOPTIONS": "-c job_stats.verify=off"}))
     expect = ["-c", "SET job_stats.verify = off", "-c", "CALL job_stats.verify(expected => 'migrated')"]
     assert "user_1: " in psql(legacy, *expect).stderr
+
+
+def test_a_rollback_that_yoyo_did_not_mark(legacy: Connection) -> None:
+    """Its client was killed, it is done in the server: `yoyo apply`, which has 0020's mark, ends with an error."""
+    ok(yoyo(legacy, "apply"))
+    ok(yoyo(legacy, "rollback", "--revision", "0021"))
+    ok(psql(legacy, "-f", DOWNGRADE))
+    refused = yoyo(legacy, "apply")
+    assert 'template_tenant: relation "marketplace_job_stats" does not exist' in refused.stderr
+    ok(psql(legacy, "-c", "CALL job_stats.verify(expected => 'legacy')"))
+    ok(yoyo(legacy, "unmark", "--revision", "0020"))
+    ok(yoyo(legacy, "apply"))
+    ok(psql(legacy, "-c", "CALL job_stats.verify(expected => 'migrated')"))
 
 
 def test_before_the_change_there_is_nothing_to_verify(toolkit: Connection) -> None:

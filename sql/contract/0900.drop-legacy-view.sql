@@ -19,7 +19,7 @@ CALL tenancy.for_each_tenant(
     lock_timeout_ms => 100,
     attempts => 9,
     run => $tenant$
-        DROP VIEW IF EXISTS vinted_job_stats; -- clones of the template have none
+        CALL job_stats.drop_legacy_view('marketplace_job_stats');
         ALTER TABLE marketplace_job_stats ALTER COLUMN marketplace DROP DEFAULT;
     $tenant$
 );

@@ -162,6 +162,10 @@ DECLARE
         )
         UNION
         SELECT m.name FROM tenancy.migrations AS m
+        UNION
+        SELECT format('%s is still to be called %I', c.oid::regclass, l.new_name)
+        FROM tenancy.renames_left AS l
+        INNER JOIN pg_class AS c ON l.sequence = c.oid AND l.old_name = c.relname
         ORDER BY 1
     );
 BEGIN

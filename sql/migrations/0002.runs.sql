@@ -102,6 +102,8 @@ BEGIN
     IF current_setting('transaction_isolation') <> 'read committed' THEN -- else a script overlooks what it waited for
         RAISE EXCEPTION 'the isolation level must be read committed, not %', current_setting('transaction_isolation')
         USING HINT = $$PGOPTIONS='-c default_transaction_isolation=read\ committed'$$;
+    ELSIF current_setting('session_replication_role') <> 'origin' THEN -- else no foreign key is heeded
+        RAISE EXCEPTION 'session_replication_role must be origin, not %', current_setting('session_replication_role');
     ELSIF current_setting('statement_timeout') <> '0' THEN -- it would end the run, and cannot be lifted from here
         RAISE EXCEPTION 'statement_timeout is %, and would count for all tenants together',
             current_setting('statement_timeout')
@@ -110,10 +112,7 @@ BEGIN
     LOCK TABLE tenancy.runs IN SHARE ROW EXCLUSIVE MODE; -- of two that begin at once, one sees the other
     IF EXISTS (SELECT FROM tenancy.progress AS p WHERE p.state = 'running') THEN
         RAISE EXCEPTION 'the tenants are being migrated already, by pid %', (
-            SELECT string_agg(r.pid::text, ', ')
-            FROM tenancy.runs AS r
-            INNER JOIN tenancy.progress AS p ON r.id = p.run_id
-            WHERE p.state = 'running'
+            SELECT string_agg(p.pid::text, ', ') FROM tenancy.progress AS p WHERE p.state = 'running'
         )
         USING HINT =
             'It goes on even if its client died. Wait for its end, or pg_terminate_backend(pid); then repeat this command.';
@@ -169,7 +168,7 @@ BEGIN
     INSERT INTO tenancy.journal (run_id, migration, schema_name, milliseconds, attempt, outcome, problem)
     SELECT
         finish_run.run_id, finish_run.migration, j.schema_name, 0, j.attempt, 'failed',
-        'the script has ended, and is pending again'
+        'the script has ended, and is pending again: this tenant is changed'
     FROM tenancy.journal AS j
     WHERE j.run_id = finish_run.run_id AND j.outcome = 'done' AND j.schema_name IN (
         SELECT l.schema_name FROM tenancy.look(pending) AS l WHERE l.is_pending
@@ -200,12 +199,12 @@ BEGIN
         SELECT FROM tenancy.look(pending) AS l WHERE l.is_pending
     ) THEN
         DELETE FROM tenancy.migrations AS m
-        WHERE m.name = undone OR ( -- with a rollback goes what came later to the same table
+        WHERE m.name = undone OR ( -- with a rollback goes what later took something away from the same table
             m.name COLLATE "C" > undone
             AND EXISTS (
                 SELECT FROM tenancy.effects AS e
                 INNER JOIN tenancy.effects AS f USING (table_name)
-                WHERE e.migration = m.name AND f.migration = undone
+                WHERE e.migration = m.name AND f.migration = undone AND e.made = '{}'
             )
         );
     END IF;
@@ -252,7 +251,7 @@ BEGIN
             END || 'Mend the cause, then run the same command again: it does what is left.';
     ELSIF (tenancy.is_rehearsal() OR tenancy.is_canary()) AND current_setting('application_name') <> 'psql' THEN
         RAISE EXCEPTION '%: % %, none failed, slowest % ms', title, done, verb, slowest_ms
-        USING HINT = 'An error, lest this be marked as applied: tenancy.dry_run or tenancy.tenants is set.';
+        USING HINT = 'An error, lest yoyo mark this: tenancy.dry_run or tenancy.tenants is set; no application_name psql.';
     END IF;
 END
 $procedure$;
@@ -266,6 +265,7 @@ FROM (
     SELECT
         r.id AS run_id,
         r.migration,
+        r.pid,
         CASE
             WHEN r.finished_at IS NOT NULL THEN 'ended'
             WHEN pg_is_in_recovery() THEN 'unknown: ask the primary'

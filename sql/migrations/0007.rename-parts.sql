@@ -5,6 +5,36 @@
 SET LOCAL search_path = pg_catalog, pg_temp;
 SET LOCAL citus.enable_ddl_propagation = off; -- noqa: PRS
 
+-- Raises if a column's default names a sequence as a text, which a rename would leave: no row could be inserted.
+CREATE OR REPLACE PROCEDURE tenancy.refuse_text_default(target regclass, part_of_name name)
+LANGUAGE plpgsql
+SET search_path = pg_catalog, pg_temp
+AS $procedure$
+DECLARE
+    columns constant text := (
+        SELECT string_agg(quote_ident(a.attname), ', ')
+        FROM pg_attrdef AS d
+        INNER JOIN pg_attribute AS a ON d.adrelid = a.attrelid AND d.adnum = a.attnum
+        WHERE tenancy.names_sequence(d.adbin::text, part_of_name) AND d.adrelid = target
+    );
+BEGIN
+    IF columns <> '' THEN
+        RAISE EXCEPTION 'column % takes its default from a sequence that is named by a text', columns
+        USING DETAIL = '(Give it one with nextval(''…''::regclass), or without ''…''::text.)';
+    END IF;
+END
+$procedure$;
+
+-- Whether an expression, in the form in which it is stored, calls nextval() with a text of such a name.
+CREATE OR REPLACE FUNCTION tenancy.names_sequence(expression text, part_of_name name)
+RETURNS boolean
+LANGUAGE sql
+IMMUTABLE
+SET search_path = pg_catalog, pg_temp
+AS $function$
+    SELECT expression LIKE '%:funcid 1574 %' AND strpos(tenancy.strings(expression), part_of_name) > 0;
+$function$;
+
 -- Renames one index, sequence or constraint of a table, if it is still there. A sequence from which an open transaction
 -- has drawn, of any tenant that shares it, is left to the end of the run, or of the next.
 CREATE OR REPLACE PROCEDURE tenancy.rename_part(target regclass, old_name name, new_name name)
@@ -34,6 +64,7 @@ BEGIN
             )
         );
     IF part.is_sequence THEN
+        CALL tenancy.refuse_text_default(target, old_name);
         CALL tenancy.rename_sequence(part.name, new_name);
     ELSIF part.name IS NOT NULL THEN
         EXECUTE format('ALTER INDEX %s RENAME TO %I', part.name, new_name);
@@ -123,6 +154,7 @@ DECLARE
     part record;
     back text[] := '{}';
 BEGIN
+    CALL tenancy.refuse_text_default(target, former_name);
     FOR part IN
         SELECT
             p.change,

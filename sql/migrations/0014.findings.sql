@@ -271,7 +271,7 @@ UNION ALL
 SELECT
     s.target,
     'slow',
-    format('some %s rows: it will be locked for some %s s', s.reltuples::bigint, ceil(s.reltuples / 400000))
+    format('some %s rows: it will be locked for some %s s', s.reltuples::numeric, ceil(s.reltuples / 400000))
 FROM job_stats.namesakes AS s
 WHERE s.is_legacy AND s.reltuples > 400000;
 

@@ -239,7 +239,8 @@ BEGIN
         RAISE EXCEPTION '% of % tenants are not as they should be', cardinality(problems), verified + missing
         USING
             DETAIL = array_to_string(problems[1:50] || CASE WHEN cardinality(problems) > 50 THEN '...' END, E'\n'),
-            HINT = 'All: SELECT * FROM job_stats.tenant_status. For what is lacking or late: CALL job_stats.sweep().';
+            HINT = 'All: SELECT * FROM job_stats.tenant_status. For what is lacking or late: yoyo apply, then CALL '
+            'job_stats.sweep(); see docs/runbook.md, step 6.1.';
     END IF;
     strangers := tenancy.strangers($$
         SELECT c.relnamespace, true FROM pg_class AS c

@@ -5,4 +5,5 @@ SET LOCAL search_path = pg_catalog, pg_temp;
 CALL tenancy.refuse_while_needed();
 
 DROP PROCEDURE job_stats.sweep;
+DROP PROCEDURE job_stats.drop_legacy_view;
 DROP PROCEDURE job_stats.add_tenant;

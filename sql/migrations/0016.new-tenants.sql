@@ -87,6 +87,29 @@ BEGIN
 END
 $procedure$;
 
+-- Drops the legacy view, if there is one; another view of its name is somebody's own, and refused.
+CREATE OR REPLACE PROCEDURE job_stats.drop_legacy_view(target regclass)
+LANGUAGE plpgsql
+SET search_path = pg_catalog, pg_temp
+AS $procedure$
+DECLARE
+    legacy_view constant regclass := (
+        SELECT v.oid
+        FROM pg_class AS t
+        INNER JOIN pg_class AS v ON t.relnamespace = v.relnamespace
+        WHERE t.oid = target AND v.relname = 'vinted_job_stats'
+    );
+BEGIN
+    IF legacy_view IS NULL THEN
+        RETURN; -- as in the template
+    ELSIF legacy_view NOT IN (SELECT v.oid FROM job_stats.legacy_views AS v) THEN
+        RAISE EXCEPTION '% is not as it was created', legacy_view
+        USING DETAIL = '(Look at it, and drop or rename it.)';
+    END IF;
+    EXECUTE format('DROP VIEW %s', legacy_view);
+END
+$procedure$;
+
 -- Runs add_tenant() for each tenant that lacks its table though it has others of the template's, or its view; and each
 -- migration that is applied to all tenants where it is pending. Those that fail keep no other from being done, and are
 -- named at the end. Returns how many times it had something to do. As a procedure that commits, it names nothing.

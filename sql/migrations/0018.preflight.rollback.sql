@@ -6,4 +6,5 @@ CALL tenancy.refuse_while_needed();
 
 DROP VIEW job_stats.preflight;
 DROP FUNCTION job_stats.find;
+DROP VIEW job_stats.obstacles;
 DROP VIEW job_stats.circumstances;

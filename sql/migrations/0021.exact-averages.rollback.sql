@@ -9,7 +9,11 @@ CALL tenancy.for_each_tenant(
     migration => '0021.exact-averages.rollback',
     pending => $$
         SELECT c.relnamespace, EXISTS (
-            SELECT FROM pg_catalog.pg_attribute AS n WHERE n.attrelid = c.oid AND n.attname = 'untimed_jobs'
+            SELECT FROM pg_catalog.pg_attribute AS n
+            WHERE
+                n.attrelid = c.oid
+                AND n.attname = 'untimed_jobs'
+                AND n.atttypid IN ('integer'::pg_catalog.regtype, 'bigint'::pg_catalog.regtype)
         )
         FROM pg_catalog.pg_class AS c
         INNER JOIN pg_catalog.pg_attribute AS a ON c.oid = a.attrelid

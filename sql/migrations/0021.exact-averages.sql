@@ -22,11 +22,21 @@ CALL tenancy.for_each_tenant(
     migration => '0021.exact-averages',
     pending => $$
         SELECT c.relnamespace, NOT EXISTS (
-            SELECT FROM pg_catalog.pg_attribute AS n WHERE n.attrelid = c.oid AND n.attname = 'untimed_jobs'
+            SELECT FROM pg_catalog.pg_attribute AS n
+            WHERE
+                n.attrelid = c.oid
+                AND n.attname = 'untimed_jobs'
+                AND n.atttypid IN ('integer'::pg_catalog.regtype, 'bigint'::pg_catalog.regtype)
         )
         FROM pg_catalog.pg_class AS c
         INNER JOIN pg_catalog.pg_attribute AS a ON c.oid = a.attrelid
         WHERE c.relname = 'marketplace_job_stats' AND c.relkind IN ('r', 'p') AND a.attname = 'marketplace'
+        UNION ALL -- an error, rather than nothing done, where 0020 is marked as applied, and is nowhere
+        SELECT v.relnamespace, true
+        FROM pg_catalog.pg_class AS v
+        WHERE v.relname = 'vinted_job_stats' AND v.relkind IN ('r', 'p') AND NOT EXISTS (
+            SELECT FROM pg_catalog.pg_class AS m WHERE m.relname = 'marketplace_job_stats'
+        )
     $$,
     lock_timeout_ms => 100,
     attempts => 9,
