@@ -251,7 +251,7 @@ BEGIN
             END || 'Mend the cause, then run the same command again: it does what is left.';
     ELSIF (tenancy.is_rehearsal() OR tenancy.is_canary()) AND current_setting('application_name') <> 'psql' THEN
         RAISE EXCEPTION '%: % %, none failed, slowest % ms', title, done, verb, slowest_ms
-        USING HINT = 'An error, lest yoyo mark this: tenancy.dry_run or tenancy.tenants is set; no application_name psql.';
+        USING HINT = 'An error, lest yoyo mark it: tenancy.dry_run or .tenants is set, and application_name is not psql.';
     END IF;
 END
 $procedure$;

@@ -102,7 +102,7 @@ DECLARE
 BEGIN
     IF legacy_view IS NULL THEN
         RETURN; -- as in the template
-    ELSIF legacy_view NOT IN (SELECT v.oid FROM job_stats.legacy_views AS v) THEN
+    ELSIF NOT EXISTS (SELECT FROM job_stats.legacy_views AS v WHERE v.oid = legacy_view) THEN
         RAISE EXCEPTION '% is not as it was created', legacy_view
         USING DETAIL = '(Look at it, and drop or rename it.)';
     END IF;

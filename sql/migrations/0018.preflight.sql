@@ -146,7 +146,8 @@ SELECT
     'refused',
     format('column %I of %s has its row type: drop it', a.attname, a.attrelid::regclass)
 FROM legacy AS l
-INNER JOIN pg_attribute AS a ON a.atttypid IN (l.row_type, l.array_type)
+CROSS JOIN unnest(ARRAY[l.row_type, l.array_type]) AS t (oid)
+INNER JOIN pg_attribute AS a ON t.oid = a.atttypid
 INNER JOIN pg_class AS c ON a.attrelid = c.oid
 WHERE c.relkind IN ('r', 'p', 'm', 'f')
 UNION ALL
