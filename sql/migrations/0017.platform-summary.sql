@@ -210,6 +210,7 @@ LANGUAGE plpgsql
 SET search_path = pg_catalog, pg_temp
 SET constraint_exclusion = off -- which would run checks
 SET row_security = off -- rather an error than some of the rows
+SET effective_io_concurrency = 0 -- there is little in a table to read ahead, and asking others to costs more
 -- not on Citus: there, only the coordinator's own locks are waited for so briefly
 SET lock_timeout = '1s'
 AS $function$
@@ -219,7 +220,7 @@ DECLARE
         SELECT t.schema_oid FROM tenancy.tenants AS t WHERE t.schema_name <> 'template_tenant' ORDER BY t.schema_oid
     );
     most constant numeric := 9223372036854775807; -- that a bigint can hold
-    at_a_time constant integer := 120;
+    at_a_time constant integer := 170;
     more_than_reads constant text := job_stats.more_than_reads();
     mere_reader constant boolean := more_than_reads IS NULL;
     strangers boolean := false; -- that only a mere reader would read
