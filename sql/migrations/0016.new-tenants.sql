@@ -91,6 +91,9 @@ $procedure$;
 CREATE OR REPLACE PROCEDURE job_stats.drop_legacy_view(target regclass)
 LANGUAGE plpgsql
 SET search_path = pg_catalog, pg_temp
+SET enable_seqscan = off -- one view is found by the catalogs' indexes, whatever the statistics say
+SET enable_hashjoin = off
+SET enable_mergejoin = off
 AS $procedure$
 DECLARE
     legacy_view constant regclass := (
