@@ -1,7 +1,7 @@
 -- Every tenant: the legacy view goes, and with it the default marketplace: a writer that does not name one is refused.
 --
 -- To be run when no code from before 0020 is left. Locks: per tenant, the view and the table (ACCESS EXCLUSIVE) for a
--- change of the catalog. Undone by the rollback file.
+-- change of the catalog. A view of that name that 0020 has not made is refused, and stays. Undone by the rollback file.
 --
 -- depends: 0020.marketplace-job-stats
 -- transactional: false

@@ -280,7 +280,7 @@ BEGIN
     ELSIF NOT (is_its OR is_marked OR mark IS NULL) THEN
         RAISE EXCEPTION '% has no key %, and tenancy.undo says only what a table in % was', target, mark, others
         USING DETAIL = format('(If it is this one, give its key that name; if not, DELETE FROM tenancy.undo WHERE '
-            'target::oid = %s AND schema_name = %L.)', target::oid, others);
+            'target::oid = %s AND schema_name <> %L.)', target::oid, home);
     END IF;
     IF tenancy.is_trusted(target) OR EXISTS (SELECT FROM pg_extension WHERE extname = 'citus') THEN
         CALL tenancy.run_script(home, coalesce(kept[1], otherwise));

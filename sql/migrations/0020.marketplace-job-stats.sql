@@ -22,7 +22,7 @@ CALL tenancy.for_each_tenant(
     lock_timeout_ms => 100,
     attempts => 9,
     run => $tenant$
-        -- By name, before anything is changed: the tenants that job_stats.preflight calls refused.
+        -- By name, before anything is changed: what PostgreSQL itself would not refuse, or not in such words.
         CALL job_stats.refuse_misfits('vinted_job_stats');
 
         ALTER TABLE vinted_job_stats RENAME TO marketplace_job_stats;
