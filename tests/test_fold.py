@@ -177,6 +177,7 @@ def test_up_down_and_up_again_is_the_same(toolkit: Connection) -> None:
         assert {name: everything(toolkit, name) for name in names} == before
         assert (archives(toolkit), states(toolkit)) == ([], status)
         assert schema_dump(toolkit, *names) == dump
+        assert column(toolkit, "SELECT archive FROM job_stats.archives") == []
 
 
 def test_what_old_code_counts_meanwhile_is_vinteds(migrated: Connection) -> None:
@@ -596,6 +597,17 @@ def test_old_days_that_are_deleted_on_purpose(migrated: Connection) -> None:
     upgrade(migrated)
     for schema in ["user_1", "user_owner"]:
         assert split(migrated, schema) == {(2, name): (7, 7, 0, None) for name in ["vinted", "ebay"]}
+
+
+def test_an_archive_that_is_no_table(migrated: Connection) -> None:
+    """What has an archive's name, and even a dropped one's number, is not read unless it is a table."""
+    downgrade(migrated)
+    migrated.execute("CREATE VIEW user_1.marketplace_job_stats_archive AS SELECT 1 AS folded_id")
+    migrated.execute("INSERT INTO job_stats.archives VALUES ('user_1.marketplace_job_stats_archive')")
+    refused = psql(migrated, "-f", UPGRADE)
+    assert "user_1: user_1.marketplace_job_stats_archive is none that a rollback here has made" in refused.stderr
+    migrated.execute("DROP VIEW user_1.marketplace_job_stats_archive")
+    upgrade(migrated)
 
 
 def test_an_archive_without_its_table(migrated: Connection) -> None:

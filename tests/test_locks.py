@@ -86,6 +86,20 @@ def test_a_clone_in_the_making_is_not_overlooked(legacy: Connection) -> None:
     assert states(legacy)["user_0_new"] == "migrated"
 
 
+def test_a_tenant_that_is_taken_back_meanwhile_is_named(toolkit: Connection) -> None:
+    """Done, and undone by somebody before the run ends: the run does not end as if all were done."""
+    with connect(toolkit, autocommit=False) as blocker:
+        blocker.execute("LOCK TABLE user_2.vinted_job_stats IN ACCESS SHARE MODE")
+        with running(psql, toolkit, "-f", UPGRADE) as results:
+            wait_until(toolkit, "SELECT to_regclass('user_1.marketplace_job_stats') IS NOT NULL")
+            toolkit.execute("DROP VIEW user_1.vinted_job_stats")
+            toolkit.execute("ALTER TABLE user_1.marketplace_job_stats RENAME TO vinted_job_stats")
+            blocker.rollback()
+    assert results[0].returncode != 0
+    assert "19 done, 0 done before, 1 FAILED" in results[0].stderr
+    assert "user_1: the script has ended, and is pending again: this tenant is changed" in results[0].stderr
+
+
 def test_a_tenant_dropped_meanwhile_is_no_error(toolkit: Connection) -> None:
     """A customer who leaves while the migration runs does not fail it."""
     with connect(toolkit, autocommit=False) as blocker:

@@ -115,6 +115,19 @@ def test_a_sequence_in_use_is_not_forgotten_with_the_toolkit(toolkit: Connection
     as_before(toolkit, before)
 
 
+def test_a_renamed_tenant_that_is_left_out_keeps_the_toolkit(toolkit: Connection, before: dict[str, str]) -> None:
+    """When all others are back, what its rollback needs stays; told to include it, the rollback restores it."""
+    toolkit.execute("ALTER SCHEMA user_2 RENAME TO user_7; INSERT INTO tenancy.left_out VALUES ('user_7', 'later')")
+    ok(psql(toolkit, *DOWN))
+    assert column(toolkit, "SELECT name FROM tenancy.migrations") == []
+    with pytest.raises(psycopg.Error, match=r"0020\.marketplace-job-stats in user_7"):
+        toolkit.execute("CALL tenancy.refuse_while_needed()")
+    toolkit.execute("DELETE FROM tenancy.left_out")
+    ok(psql(toolkit, *DOWN))
+    toolkit.execute("CALL tenancy.refuse_while_needed(); ALTER SCHEMA user_7 RENAME TO user_2")
+    as_before(toolkit, before)
+
+
 def test_a_namesake_gets_nothing_of_the_dead(toolkit: Connection, before: dict[str, str]) -> None:
     """A tenant that was dropped and made anew by its name is, rolled back, what a clone of the legacy template is."""
     toolkit.execute("DROP SCHEMA user_2 CASCADE")
@@ -373,6 +386,18 @@ def test_a_sequence_in_use_is_renamed_later(
     ok(psql(toolkit, *later))
     ok(psql(toolkit, "-f", VERIFY))
     as_before(toolkit, before)
+
+
+def test_a_sequence_that_kept_its_name_keeps_it(toolkit: Connection) -> None:
+    """In use for the whole upgrade, it is still to be renamed when the rollback comes: then it is to be no more."""
+    before = schema_dump(toolkit, "template_tenant")
+    with connect(toolkit, autocommit=False) as writer:
+        writer.execute("SELECT nextval('template_tenant.vinted_job_stats_id_seq')")
+        ok(psql(toolkit, "-f", UPGRADE))
+    assert column(toolkit, "SELECT new_name FROM tenancy.renames_left") == ["marketplace_job_stats_id_seq"]
+    ok(psql(toolkit, "-f", DOWNGRADE))
+    assert column(toolkit, "SELECT new_name FROM tenancy.renames_left") == []
+    assert schema_dump(toolkit, "template_tenant") == before
 
 
 def test_a_sequence_that_is_free_at_the_end_of_the_run(toolkit: Connection) -> None:

@@ -59,9 +59,10 @@ def run(server: Server, report: Report, *, quick: bool) -> None:
     lines: list[list[object]] = []
     of_plain, of_orm = defaultdict[str, list[Figure]](list), list[Figure]()
     url = migrated(server, "bench_reading")
-    engine = create_engine("postgresql+psycopg://", creator=lambda: psycopg.connect(url))
-    with psycopg.connect(url, autocommit=True) as conn:
-        for age, tenant in TENANTS.items():
+    for age, tenant in TENANTS.items():
+        # A new engine and connection: statements prepared for a table of another size may keep being planned anew.
+        engine = create_engine("postgresql+psycopg://", creator=lambda: psycopg.connect(url))
+        with psycopg.connect(url, autocommit=True) as conn:
             fill(conn, jobs=10, days=age, action_types=20)
             for days, (read, plain, orm) in product([days for days in SPANS if days <= age], READS):
                 what = f"`{read.__name__}`, {days:,} days of {tenant}"
@@ -78,6 +79,7 @@ def run(server: Server, report: Report, *, quick: bool) -> None:
                 lines.append([what, *(figure / 0.001 for figure in figures.values()), *ratios])
                 of_plain[f"`{read.__name__}`{', ten years' * (days > 365)}"].append(ratios[0])
                 of_orm.append(ratios[1])
+        engine.dispose()
     report.blocks["reading"] = table(HEADS, lines)
     for kind, ratio in of_plain.items():
         at_most = 1.5 if kind == "`get_summary`" else 2
