@@ -54,6 +54,7 @@ SET datestyle = 'ISO, YMD'
 SET intervalstyle = 'postgres'
 SET standard_conforming_strings = on
 SET default_tablespace = ''
+SET max_parallel_maintenance_workers = 0 -- else an index build is planned, and expressions of statistics are run
 AS $procedure$
 DECLARE
     block constant text := 'DO ' || quote_literal('BEGIN ' || script || E'\nEND');
@@ -232,8 +233,7 @@ CREATE OR REPLACE PROCEDURE tenancy.for_each_tenant(
     lock_timeout_ms integer,
     attempts integer,
     INOUT done integer DEFAULT 0, INOUT already_done integer DEFAULT 0, INOUT failed integer DEFAULT 0,
-    INOUT slowest_ms numeric DEFAULT 0,
-    INOUT seconds numeric DEFAULT 0
+    INOUT slowest_ms numeric DEFAULT 0, INOUT seconds numeric DEFAULT 0
 )
 LANGUAGE plpgsql
 AS $procedure$

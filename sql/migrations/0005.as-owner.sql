@@ -122,6 +122,70 @@ BEGIN
 END
 $procedure$;
 
+-- Raises if a foreign key could not be restored: without REFERENCES; or if it compares a type of the tenant's own,
+-- whose cast PostgreSQL may run with the rights of the table that the key points at.
+CREATE OR REPLACE PROCEDURE tenancy.check_foreign_key(target regclass, key name)
+LANGUAGE plpgsql
+SET search_path = pg_catalog, pg_temp
+AS $procedure$
+DECLARE
+    foreign_key record;
+BEGIN
+    SELECT
+        c.confrelid::regclass AS referenced,
+        has_any_column_privilege(c.confrelid, 'REFERENCES') AS may_reference,
+        (
+            SELECT string_agg(format_type(t.oid, NULL), ', ')
+            FROM pg_attribute AS a
+            INNER JOIN pg_type AS t ON a.atttypid = t.oid
+            LEFT JOIN pg_type AS b ON t.typbasetype = b.oid
+            WHERE a.attrelid = target AND a.attnum = ANY (c.conkey)
+                AND coalesce(b.typnamespace, t.typnamespace) <> 'pg_catalog'::regnamespace
+        ) AS own_types
+    INTO foreign_key
+    FROM pg_constraint AS c
+    WHERE c.conrelid = target AND c.conname = key;
+    IF NOT foreign_key.may_reference THEN
+        RAISE EXCEPTION 'foreign key % could not be restored: permission denied for table %', key, foreign_key.referenced
+        USING DETAIL = format('(GRANT REFERENCES ON %s TO %I.)', foreign_key.referenced, current_user);
+    ELSIF foreign_key.own_types <> '' THEN
+        RAISE EXCEPTION 'foreign key % compares a type that is not PostgreSQL''s, %', key, foreign_key.own_types
+        USING DETAIL = '(Give its column an integer type, or drop the key.)';
+    END IF;
+END
+$procedure$;
+
+-- Marks a foreign key as valid, unless there are rows that violate it: they stay, and new ones are checked.
+CREATE OR REPLACE PROCEDURE tenancy.validate_foreign_key(target regclass, key name)
+LANGUAGE plpgsql
+SET search_path = pg_catalog, pg_temp
+AS $procedure$
+DECLARE
+    valid boolean;
+    all_refer constant text := (
+        SELECT format(
+            'NOT EXISTS (SELECT 1 FROM %s WHERE (%s) NOT IN (SELECT %s FROM %s))', target,
+            string_agg(quote_ident(a.attname), ', '), string_agg(quote_ident(r.attname), ', '), min(c.confrelid)::regclass
+        )
+        FROM pg_constraint AS c
+        CROSS JOIN unnest(c.conkey, c.confkey) AS k (own, referenced)
+        INNER JOIN pg_attribute AS a ON c.conrelid = a.attrelid AND k.own = a.attnum
+        INNER JOIN pg_attribute AS r ON c.confrelid = r.attrelid AND k.referenced = r.attnum
+        WHERE c.conrelid = target AND c.conname = key
+    );
+BEGIN
+    CALL tenancy.check_foreign_key(target, key);
+    IF EXISTS (SELECT FROM pg_extension WHERE extname = 'citus') THEN -- no EXCEPTION there, as in rename_sequence()
+        CALL tenancy.as_owner(target, all_refer, valid);
+        IF valid THEN
+            EXECUTE format('ALTER TABLE %s VALIDATE CONSTRAINT %I', target, key);
+        END IF;
+    ELSE
+        CALL tenancy.as_owner(target, format('tenancy.validate_rows(%L, %L)', target, key), valid, false);
+    END IF;
+END
+$procedure$;
+
 -- Gives a new relation the owner of the table it stems from, and takes back what default privileges have granted.
 CREATE OR REPLACE PROCEDURE tenancy.hand_over(relation regclass, origin regclass)
 LANGUAGE plpgsql

@@ -9,10 +9,31 @@
 SET LOCAL search_path = pg_catalog, pg_temp;
 SET LOCAL citus.enable_ddl_propagation = off; -- noqa: PRS
 
--- How a constraint, or an index, was defined, in words that mean the same under any setting and any schema's name.
+-- Whether an index's predicate or expressions may be read as something else than they are when they are printed and
+-- parsed again. What is not PostgreSQL's own is another's by then, as may be what a constant of no type (unknown, 705)
+-- stands for; and in what is written with words (COERCE_SQL_SYNTAX, 3), as EXTRACT is, PostgreSQL before 18 quotes
+-- nothing.
+CREATE OR REPLACE FUNCTION tenancy.can_be_misread(of_index oid)
+RETURNS boolean
+LANGUAGE sql
+STABLE
+SET search_path = pg_catalog, pg_temp
+AS $function$
+    SELECT concat(i.indpred::text, i.indexprs::text) ~ ':(consttype 705|funcformat 3) ' OR EXISTS (
+        SELECT FROM pg_depend AS d
+        WHERE
+            d.objid = i.indexrelid
+            AND d.classid = 'pg_class'::regclass
+            AND d.refclassid NOT IN ('pg_class'::regclass, 'pg_constraint'::regclass, 'pg_extension'::regclass)
+    )
+    FROM pg_index AS i
+    WHERE i.indexrelid = of_index;
+$function$;
+
+-- How a constraint was defined, or, from its columns on, an index: in words that mean the same under any setting.
 CREATE OR REPLACE FUNCTION tenancy.definition(of_constraint oid, of_index oid)
 RETURNS text
-LANGUAGE plpgsql
+LANGUAGE plpgsql -- which keeps its plan
 STABLE
 SET search_path = pg_catalog, pg_temp
 SET datestyle = 'ISO, YMD'
@@ -21,32 +42,48 @@ SET extra_float_digits = 1
 SET quote_all_identifiers = off
 SET standard_conforming_strings = on
 AS $function$
-DECLARE
-    place record;
-    text_with_schema text;
 BEGIN
-    IF of_constraint IS NOT NULL THEN
-        RETURN pg_get_constraintdef(of_constraint);
-    END IF;
-    SELECT
-        n.nspname,
-        format('CREATE UNIQUE INDEX %I ON ', x.relname) AS beginning,
-        format('%I.%I', n.nspname, t.relname) AS qualified,
-        format('%I', t.relname) AS unqualified
-    INTO place
-    FROM pg_index AS i
-    INNER JOIN pg_class AS x ON i.indexrelid = x.oid
-    INNER JOIN pg_class AS t ON i.indrelid = t.oid
-    INNER JOIN pg_namespace AS n ON t.relnamespace = n.oid
-    WHERE i.indexrelid = of_index;
-    -- What is the tenant's is to be unqualified.
-    PERFORM set_config('search_path', quote_ident(place.nspname) || ', pg_temp', true);
-    text_with_schema := pg_catalog.pg_get_indexdef(of_index);
-    PERFORM pg_catalog.set_config('search_path', 'pg_catalog, pg_temp', true);
-    RETURN place.beginning || place.unqualified
-        || substr(text_with_schema, length(place.beginning || place.qualified) + 1);
+    RETURN CASE WHEN of_constraint IS NOT NULL THEN pg_get_constraintdef(of_constraint) ELSE (
+        SELECT substr(
+            pg_get_indexdef(of_index),
+            length(format('CREATE UNIQUE INDEX %I ON %I.%I', x.relname, n.nspname, t.relname)) + 1
+        )
+        FROM pg_index AS i
+        INNER JOIN pg_class AS x ON i.indexrelid = x.oid
+        INNER JOIN pg_class AS t ON i.indrelid = t.oid
+        INNER JOIN pg_namespace AS n ON t.relnamespace = n.oid
+        WHERE i.indexrelid = of_index
+    ) END;
 END
 $function$;
+
+-- Makes a unique index again, as definition() has kept it. Nothing in it is the tenant's, so it is not parsed in the
+-- tenant's path, where a function that fits better could have come.
+CREATE OR REPLACE PROCEDURE tenancy.create_unique_index(target regclass, index_name name, definition text)
+LANGUAGE plpgsql
+SET search_path = pg_catalog, pg_temp
+AS $procedure$
+BEGIN
+    EXECUTE format('CREATE UNIQUE INDEX %I ON %s%s', index_name, target, definition);
+END
+$procedure$;
+
+-- Makes a key of a table its replica identity. PostgreSQL runs an index's expressions then, as whoever says it.
+CREATE OR REPLACE PROCEDURE tenancy.set_replica_identity(target regclass, key name)
+LANGUAGE plpgsql
+SET search_path = pg_catalog, pg_temp
+AS $procedure$
+BEGIN
+    IF NOT EXISTS (
+        SELECT FROM pg_index AS i
+        INNER JOIN pg_class AS x ON i.indexrelid = x.oid
+        WHERE i.indrelid = target AND x.relname = key AND i.indpred IS NULL AND i.indexprs IS NULL
+    ) THEN
+        RAISE EXCEPTION '% of % is no plain key, to be the replica identity', key, target;
+    END IF;
+    EXECUTE format('ALTER TABLE %s REPLICA IDENTITY USING INDEX %I', target, key);
+END
+$procedure$;
 
 -- Drops the unique keys on exactly these columns, in any order: constraints and indexes, whatever they are called. If
 -- one is the table's replica identity, its successor, a unique key that is there already, becomes that.
@@ -56,27 +93,29 @@ SET search_path = pg_catalog, pg_temp
 AS $procedure$
 DECLARE
     table_name constant name := (SELECT relname FROM pg_class WHERE oid = target);
+    keys oid[];
     key record;
 BEGIN
-    -- Before their definitions are read: constants of a tenant's own types are read by its own code. So is one of no
-    -- type (unknown, 705) when the definition is read again, if a function that it is given to is another's by then.
-    FOR key IN
-        SELECT i.indexrelid::regclass AS index
+    keys := ARRAY(
+        SELECT i.indexrelid
         FROM pg_index AS i
         WHERE
             i.indrelid = target
             AND i.indisunique
-            AND (i.indpred IS NOT NULL OR i.indexprs IS NOT NULL)
-            AND (concat(i.indpred::text, i.indexprs::text) ~ ':consttype 705 ' OR EXISTS (
-                SELECT FROM pg_depend AS d
-                WHERE
-                    d.objid = i.indexrelid
-                    AND d.classid = 'pg_class'::regclass
-                    AND d.refclassid = 'pg_type'::regclass
-            ))
+            AND i.indexprs IS NULL
+            AND i.indnkeyatts = cardinality(columns)
+            AND (i.indkey::int2[])[0:i.indnkeyatts - 1] <@ (
+                SELECT array_agg(a.attnum) FROM pg_attribute AS a
+                WHERE a.attrelid = target AND a.attname = ANY (columns)
+            )
+    );
+    FOR key IN -- before any definition is printed
+        SELECT i.indexrelid::regclass AS index
+        FROM pg_index AS i
+        WHERE i.indexrelid = ANY (keys) AND i.indpred IS NOT NULL AND tenancy.can_be_misread(i.indexrelid)
     LOOP
-        RAISE EXCEPTION '% has a constant of no type, or of one that is not PostgreSQL''s', key.index
-        USING DETAIL = '(Drop the index, or write its predicate with a cast, such as ''1''::text, or without.)';
+        RAISE EXCEPTION 'the predicate of % has what is not PostgreSQL''s own, a constant of no type, or EXTRACT', key.index
+        USING DETAIL = '(Drop the index, or write it with PostgreSQL''s functions, and casts such as ''1''::text.)';
     END LOOP;
 
     FOR key IN
@@ -93,10 +132,12 @@ BEGIN
                 E'\n',
                 'SET LOCAL default_tablespace = ' || quote_literal(s.spcname) || ';',
                 CASE
-                    WHEN c.oid IS NULL THEN tenancy.definition(NULL, i.indexrelid) || ';'
+                    WHEN c.oid IS NULL THEN format(
+                        'CALL tenancy.create_unique_index(%L, %L, %L);',
+                        quote_ident(table_name), x.relname, tenancy.definition(NULL, i.indexrelid)
+                    )
                     ELSE format(
-                        'ALTER TABLE %I ADD CONSTRAINT %I %s;',
-                        table_name, c.conname, tenancy.definition(c.oid, i.indexrelid)
+                        'ALTER TABLE %I ADD CONSTRAINT %I %s;', table_name, c.conname, tenancy.definition(c.oid, NULL)
                     )
                 END,
                 CASE WHEN s.oid IS NOT NULL THEN 'SET LOCAL default_tablespace = '''';' END,
@@ -114,29 +155,21 @@ BEGIN
                 || quote_literal(obj_description(c.oid, 'pg_constraint')) || ';',
                 CASE WHEN i.indisclustered THEN format('ALTER TABLE %I CLUSTER ON %I;', table_name, x.relname) END,
                 CASE WHEN i.indisreplident THEN
-                    format('ALTER TABLE %I REPLICA IDENTITY USING INDEX %I;', table_name, x.relname)
+                    format('CALL tenancy.set_replica_identity(%L, %L);', quote_ident(table_name), x.relname)
                 END
             ) AS restore
         FROM pg_index AS i
         INNER JOIN pg_class AS x ON i.indexrelid = x.oid
         LEFT JOIN pg_tablespace AS s ON x.reltablespace = s.oid
         LEFT JOIN pg_constraint AS c ON i.indrelid = c.conrelid AND i.indexrelid = c.conindid
-        WHERE
-            i.indrelid = target
-            AND i.indisunique
-            AND i.indexprs IS NULL
-            AND i.indnkeyatts = cardinality(columns)
-            AND (i.indkey::int2[])[0:i.indnkeyatts - 1] <@ (
-                SELECT array_agg(a.attnum) FROM pg_attribute AS a
-                WHERE a.attrelid = target AND a.attname = ANY (columns)
-            )
+        WHERE i.indexrelid = ANY (keys)
         ORDER BY x.relname
     LOOP
         IF key.indisprimary THEN
             RAISE EXCEPTION '% is the primary key: give the table another one first', key.index;
         END IF;
         IF key.indisreplident THEN
-            EXECUTE format('ALTER TABLE %s REPLICA IDENTITY USING INDEX %I', target, successor);
+            CALL tenancy.set_replica_identity(target, successor);
         END IF;
         EXECUTE key.drop_it;
         IF key.indisvalid THEN -- else nobody's, left by a CREATE INDEX CONCURRENTLY that failed
@@ -179,70 +212,6 @@ BEGIN
 END
 $procedure$;
 
--- Raises if a foreign key could not be restored: without REFERENCES; or if it compares a type of the tenant's own,
--- whose cast PostgreSQL may run with the rights of the table that the key points at.
-CREATE OR REPLACE PROCEDURE tenancy.check_foreign_key(target regclass, key name)
-LANGUAGE plpgsql
-SET search_path = pg_catalog, pg_temp
-AS $procedure$
-DECLARE
-    found record;
-BEGIN
-    SELECT
-        c.confrelid::regclass AS referenced,
-        has_any_column_privilege(c.confrelid, 'REFERENCES') AS may_reference,
-        (
-            SELECT string_agg(format_type(t.oid, NULL), ', ')
-            FROM pg_attribute AS a
-            INNER JOIN pg_type AS t ON a.atttypid = t.oid
-            LEFT JOIN pg_type AS b ON t.typbasetype = b.oid
-            WHERE a.attrelid = target AND a.attnum = ANY (c.conkey)
-                AND coalesce(b.typnamespace, t.typnamespace) <> 'pg_catalog'::regnamespace
-        ) AS own_types
-    INTO found
-    FROM pg_constraint AS c
-    WHERE c.conrelid = target AND c.conname = key;
-    IF NOT found.may_reference THEN
-        RAISE EXCEPTION 'foreign key % could not be restored: permission denied for table %', key, found.referenced
-        USING DETAIL = format('(GRANT REFERENCES ON %s TO %I.)', found.referenced, current_user);
-    ELSIF found.own_types <> '' THEN
-        RAISE EXCEPTION 'foreign key % compares a type that is not PostgreSQL''s, %', key, found.own_types
-        USING DETAIL = '(Give its column an integer type, or drop the key.)';
-    END IF;
-END
-$procedure$;
-
--- Marks a foreign key as valid, unless there are rows that violate it: they stay, and new ones are checked.
-CREATE OR REPLACE PROCEDURE tenancy.validate_foreign_key(target regclass, key name)
-LANGUAGE plpgsql
-SET search_path = pg_catalog, pg_temp
-AS $procedure$
-DECLARE
-    valid boolean;
-    all_refer constant text := (
-        SELECT format(
-            'NOT EXISTS (SELECT 1 FROM %s WHERE (%s) NOT IN (SELECT %s FROM %s))', target,
-            string_agg(quote_ident(a.attname), ', '), string_agg(quote_ident(r.attname), ', '), min(c.confrelid)::regclass
-        )
-        FROM pg_constraint AS c
-        CROSS JOIN unnest(c.conkey, c.confkey) AS k (own, referenced)
-        INNER JOIN pg_attribute AS a ON c.conrelid = a.attrelid AND k.own = a.attnum
-        INNER JOIN pg_attribute AS r ON c.confrelid = r.attrelid AND k.referenced = r.attnum
-        WHERE c.conrelid = target AND c.conname = key
-    );
-BEGIN
-    CALL tenancy.check_foreign_key(target, key);
-    IF EXISTS (SELECT FROM pg_extension WHERE extname = 'citus') THEN -- no EXCEPTION there, as in rename_sequence()
-        CALL tenancy.as_owner(target, all_refer, valid);
-        IF valid THEN
-            EXECUTE format('ALTER TABLE %s VALIDATE CONSTRAINT %I', target, key);
-        END IF;
-    ELSE
-        CALL tenancy.as_owner(target, format('tenancy.validate_rows(%L, %L)', target, key), valid, false);
-    END IF;
-END
-$procedure$;
-
 -- Gives a table back what a migration took from it, by the script that it left. A table that was born after the
 -- migration, as a clone of the template, has none: for it there is the script otherwise. The constraint called mark
 -- tells them apart: with it and without a script, the table has come from elsewhere. A script left under another name of
@@ -282,16 +251,7 @@ BEGIN
         USING DETAIL = format('(If it is this one, give its key that name; if not, DELETE FROM tenancy.undo WHERE '
             'target::oid = %s AND schema_name <> %L.)', target::oid, home);
     END IF;
-    IF tenancy.is_trusted(target) OR EXISTS (SELECT FROM pg_extension WHERE extname = 'citus') THEN
-        CALL tenancy.run_script(home, coalesce(kept[1], otherwise));
-    ELSE
-        BEGIN
-            CALL tenancy.run_script(home, coalesce(kept[1], otherwise));
-        EXCEPTION -- not on Citus: it has gone the other way
-            WHEN query_canceled THEN -- by the owner's code, such as an index's, which is to end no run
-                RAISE EXCEPTION '%', SQLERRM;
-        END;
-    END IF;
+    CALL tenancy.run_script(home, coalesce(kept[1], otherwise));
 END
 $procedure$;
 
