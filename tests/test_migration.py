@@ -460,6 +460,17 @@ def test_inheritance_children_are_migrated(legacy: Connection) -> None:
     assert schema_dump(legacy, "user_1") == before
 
 
+def test_a_replica_identity_that_goes_with_the_column(toolkit: Connection) -> None:
+    """One that was given after the change becomes the primary key at the rollback: old code can go on to UPDATE."""
+    ok(psql(toolkit, *UP))
+    toolkit.execute(
+        "ALTER TABLE user_1.marketplace_job_stats"
+        " REPLICA IDENTITY USING INDEX uq_marketplace_job_stats_action_marketplace_date"
+    )
+    ok(psql(toolkit, *DOWN))
+    assert column(toolkit, "SELECT relreplident FROM pg_class WHERE oid = 'user_1.vinted_job_stats'::regclass") == ["d"]
+
+
 def test_the_replica_identity_moves_to_the_new_key_and_back(toolkit: Connection) -> None:
     """A tenant whose old key is its replica identity is never without one, so that its updates are replicated."""
     toolkit.execute(

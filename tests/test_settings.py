@@ -57,6 +57,13 @@ def test_the_settings_that_a_script_sees(toolkit: Connection) -> None:
         assert {name: seen.get(name, "0") for name in expected} == expected
 
 
+def test_every_check_of_plpgsql(legacy: Connection) -> None:
+    """That a developer has switched on for all: none is an error in our routines."""
+    alter_database(legacy, "plpgsql.extra_errors = 'all'")
+    ok(yoyo(legacy, "apply"))
+    ok(yoyo(legacy, "rollback", "--all"))
+
+
 def test_a_run_leaves_the_session_as_it_was(toolkit: Connection) -> None:
     """Afterwards the caller's own settings are back, its search_path first."""
     with connect(toolkit) as session:

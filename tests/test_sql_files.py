@@ -30,6 +30,11 @@ def test_names_and_pairs() -> None:
     assert len({stem[:4] for stem in stems}) == len(stems)
 
 
+def test_every_encoding_has_the_characters() -> None:
+    """A database may be of LATIN1, say, or a client."""
+    assert [str(path) for path in (ROOT / "sql").rglob("*.sql") if not path.read_bytes().isascii()] == []
+
+
 @pytest.mark.parametrize("path", CHANGES, ids=name)
 def test_a_change_is_one_call_between_harmless_partners(path: Path) -> None:
     """What yoyo runs of a change is SET, CALL, RESET: if it fails, yoyo runs the partners of what it has done.

@@ -435,6 +435,34 @@ def test_a_sequence_whose_name_is_taken_ends_no_run(toolkit: Connection) -> None
     assert set(states(toolkit).values()) == {"migrated", "drifted", "missing"}
 
 
+@pytest.mark.parametrize("after", [UP, ()], ids=["child since", "child before"])
+def test_children_whose_not_nulls_have_other_names(toolkit: Connection, after: tuple[str, ...]) -> None:
+    """PostgreSQL 18 cannot rename such a constraint of the parent; it keeps its name, and the tenant is migrated."""
+    ok(psql(toolkit, "-c", "SELECT", *after))
+    name = "marketplace_job_stats" if after else "vinted_job_stats"
+    toolkit.execute(
+        b"""
+        CREATE TABLE user_1.kid (id integer NOT NULL, action_type_id integer NOT NULL, date date NOT NULL);
+        ALTER TABLE user_1.kid ADD total_jobs integer NOT NULL, ADD success_count integer NOT NULL,
+            ADD failure_count integer NOT NULL, ADD avg_duration_ms integer, ADD created_at timestamptz NOT NULL;
+        """
+    )
+    if after:
+        toolkit.execute(
+            """
+            ALTER TABLE user_1.kid ADD marketplace varchar(20) NOT NULL, ADD untimed_jobs integer,
+                ADD total_duration_ms bigint, ADD CONSTRAINT ck_marketplace_job_stats_marketplace
+                CHECK (marketplace::text IN ('vinted', 'ebay', 'etsy'))
+            """
+        )
+    toolkit.execute(f"ALTER TABLE user_1.kid INHERIT user_1.{name}".encode())
+    before = schema_dump(toolkit, "user_1")
+    ok(psql(toolkit, *UP))
+    ok(psql(toolkit, *DOWN))
+    assert after or schema_dump(toolkit, "user_1") == before
+    ok(psql(toolkit, "-c", "CALL job_stats.verify(expected => 'legacy')"))
+
+
 def test_names_of_not_null_that_an_upgraded_server_gave(toolkit: Connection) -> None:
     """PostgreSQL 18 names them after the table, also where pg_upgrade meets a migrated one: they go back with it."""
     if toolkit.info.server_version < 180000:

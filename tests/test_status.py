@@ -47,6 +47,21 @@ DRIFTS = {
     $$
     """: NOT_AS_CREATED,
     "CREATE RULE none AS ON INSERT TO user_1.vinted_job_stats DO INSTEAD NOTHING": (NOT_AS_CREATED),
+    "ALTER VIEW user_1.vinted_job_stats RENAME COLUMN avg_duration_ms TO avg_ms": NOT_AS_CREATED,
+    """
+    CREATE TRIGGER swallow INSTEAD OF UPDATE ON user_1.vinted_job_stats
+        FOR EACH ROW EXECUTE FUNCTION suppress_redundant_updates_trigger()
+    """: NOT_AS_CREATED,
+    "ALTER TABLE user_1.marketplace_job_stats OWNER TO legacy_owner": (
+        "view vinted_job_stats is not its table's owner's: drop it, and sweep"
+    ),
+    """
+    DROP VIEW user_1.vinted_job_stats;
+    CREATE TABLE user_1.copy (LIKE user_1.marketplace_job_stats INCLUDING ALL);
+    DROP TABLE user_1.marketplace_job_stats;
+    ALTER TABLE user_1.copy RENAME TO marketplace_job_stats;
+    CALL job_stats.add_tenant('user_1')
+    """: "is another table than was migrated, and tenancy.undo says what that one was before",
     "DROP VIEW user_1.vinted_job_stats; CREATE TABLE user_1.vinted_job_stats ()": (
         "vinted_job_stats and marketplace_job_stats are both there"
     ),
@@ -115,6 +130,15 @@ def test_drift_is_named_and_fails_the_verification(migrated: Connection, change:
     failed = psql(migrated, "-f", VERIFY)
     assert failed.returncode != 0
     assert f"user_1: {problem}" in failed.stderr
+
+
+def test_a_table_that_is_gone_is_named(migrated: Connection) -> None:
+    """Of a tenant that was migrated, unless what is kept for its rollback is deleted; the others are verified."""
+    gone = "user_1: its table is gone, and tenancy.undo says what it was before"
+    migrated.execute("DROP TABLE user_1.marketplace_job_stats CASCADE")
+    assert gone in psql(migrated, "-f", VERIFY).stderr
+    migrated.execute("DELETE FROM tenancy.undo WHERE schema_name = 'user_1'")
+    assert re.search(r"^ +19 \| +2 \| +0$", ok(psql(migrated, "-f", VERIFY)), re.MULTILINE)
 
 
 def test_extra_columns_and_indexes_are_no_drift(migrated: Connection) -> None:

@@ -53,7 +53,7 @@ LANGUAGE plpgsql
 SET search_path = pg_catalog, pg_temp
 AS $function$
 DECLARE
-    found text;
+    names text;
 BEGIN
     EXECUTE format(
         'SELECT string_agg(quote_ident(n.nspname), '', '' ORDER BY n.nspname)
@@ -61,8 +61,8 @@ BEGIN
         WHERE n.oid IN (SELECT q.schema_oid FROM (%s) AS q (schema_oid, is_pending)) AND n.oid NOT IN (
             SELECT t.schema_oid FROM tenancy.tenants AS t
         )', pending
-    ) INTO found;
-    RETURN left(found, 1000);
+    ) INTO names;
+    RETURN left(names, 1000);
 END
 $function$;
 

@@ -218,7 +218,8 @@ END
 $procedure$;
 
 -- Drops the columns that later migrations have made: what a rollback takes away with its own column. What the tenant had
--- before that stays, whatever it is called.
+-- before that stays, whatever it is called. A replica identity that has the column becomes the default, the primary key:
+-- without any, PostgreSQL refuses to UPDATE a table that is published.
 CREATE OR REPLACE PROCEDURE tenancy.drop_later_columns(target regclass, of_migration text, own_column name)
 LANGUAGE plpgsql
 SET search_path = pg_catalog, pg_temp
@@ -226,6 +227,13 @@ AS $procedure$
 DECLARE
     later name;
 BEGIN
+    IF EXISTS (
+        SELECT FROM pg_index AS i
+        INNER JOIN pg_attribute AS o ON i.indrelid = o.attrelid AND o.attnum = ANY (i.indkey::int2[])
+        WHERE i.indrelid = target AND i.indisreplident AND o.attname = own_column
+    ) THEN
+        EXECUTE format('ALTER TABLE %s REPLICA IDENTITY DEFAULT', target);
+    END IF;
     FOR later IN
         SELECT a.attname
         FROM pg_attribute AS a

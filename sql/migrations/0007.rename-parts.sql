@@ -20,7 +20,7 @@ DECLARE
 BEGIN
     IF columns <> '' THEN
         RAISE EXCEPTION 'column % takes its default from a sequence that is named by a text', columns
-        USING DETAIL = '(Give it one with nextval(''…''::regclass), or without ''…''::text.)';
+        USING DETAIL = '(Give it one with nextval(''...''::regclass), or without ''...''::text.)';
     END IF;
 END
 $procedure$;
@@ -33,6 +33,21 @@ IMMUTABLE
 SET search_path = pg_catalog, pg_temp
 AS $function$
     SELECT expression LIKE '%:funcid 1574 %' AND strpos(tenancy.strings(expression), part_of_name) > 0;
+$function$;
+
+-- Whether PostgreSQL renames a constraint: not an inherited one; and with a NOT NULL that of each child, which may have
+-- another name.
+CREATE OR REPLACE FUNCTION tenancy.can_be_renamed(of_constraint oid)
+RETURNS boolean
+LANGUAGE sql
+STABLE
+SET search_path = pg_catalog, pg_temp
+AS $function$
+    SELECT c.coninhcount = 0 AND NOT (
+        c.contype = 'n' AND EXISTS (SELECT FROM pg_inherits AS i WHERE i.inhparent = c.conrelid)
+    )
+    FROM pg_constraint AS c
+    WHERE c.oid = of_constraint;
 $function$;
 
 -- Renames one index, sequence or constraint of a table, if it is still there. A sequence from which an open transaction
@@ -68,7 +83,10 @@ BEGIN
         CALL tenancy.rename_sequence(part.name, new_name);
     ELSIF part.name IS NOT NULL THEN
         EXECUTE format('ALTER INDEX %s RENAME TO %I', part.name, new_name);
-    ELSIF EXISTS (SELECT FROM pg_constraint AS c WHERE c.conrelid = target AND c.conname = old_name) THEN
+    ELSIF EXISTS (
+        SELECT FROM pg_constraint AS c
+        WHERE c.conrelid = target AND c.conname = old_name AND tenancy.can_be_renamed(c.oid)
+    ) THEN
         -- not on Citus: rename_parts() finds none there
         EXECUTE format('ALTER TABLE %s RENAME CONSTRAINT %I TO %I', target, old_name, new_name);
     END IF;
@@ -183,7 +201,7 @@ BEGIN
             WHERE
                 c.conrelid = target
                 AND c.contype IN ('c', 'f', 'n')
-                AND c.coninhcount = 0
+                AND tenancy.can_be_renamed(c.oid)
                 AND NOT EXISTS (SELECT FROM pg_extension WHERE extname = 'citus')
         ) AS p
         WHERE
@@ -220,7 +238,11 @@ BEGIN
         FROM pg_constraint AS n
         INNER JOIN pg_class AS c ON n.conrelid = c.oid
         INNER JOIN pg_attribute AS a ON n.conrelid = a.attrelid AND n.conkey = ARRAY[a.attnum]
-        WHERE n.conrelid = target AND n.contype = 'n' AND n.conname = format('%s_%s_not_null', c.relname, a.attname)
+        WHERE
+            n.conrelid = target
+            AND n.contype = 'n'
+            AND n.conname = format('%s_%s_not_null', c.relname, a.attname)
+            AND tenancy.can_be_renamed(n.oid)
     LOOP
         -- not on Citus: of the PostgreSQL that it runs on, these have no names
         EXECUTE format('ALTER TABLE %s RENAME CONSTRAINT %I TO %I', target, part.conname, part.new_name);

@@ -78,15 +78,15 @@ END
 $procedure$;
 
 -- Whether a view may show, or let change, more than its table would: if it reads with its owner's rights (as it does
--- for those who may read some columns only; see create_legacy_view), and row-level security, or a REVOKE, or another
--- owner has come to the table since.
+-- for those who may read some columns only; see create_legacy_view), and row-level security, or a REVOKE, has
+-- come to the table since.
 CREATE OR REPLACE FUNCTION job_stats.outdoes(legacy_view oid, target oid)
 RETURNS boolean
 LANGUAGE sql
 STABLE
 SET search_path = pg_catalog, pg_temp
 AS $function$
-    SELECT t.relrowsecurity OR v.relowner <> t.relowner OR EXISTS (
+    SELECT t.relrowsecurity OR EXISTS (
         SELECT FROM job_stats.grants(v.oid) AS has
         WHERE NOT EXISTS (
             SELECT FROM job_stats.grants(t.oid) AS may

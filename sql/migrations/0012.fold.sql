@@ -82,15 +82,15 @@ LANGUAGE plpgsql
 SET search_path = pg_catalog, pg_temp
 AS $function$
 DECLARE
-    found boolean;
+    has_others boolean;
 BEGIN
     EXECUTE format(
         'SELECT EXISTS (
             SELECT FROM %s WHERE marketplace::text <> ''vinted'' AND (marketplace::text = ANY ($1)) IS NOT FALSE
         )',
         target
-    ) INTO found USING folded;
-    RETURN found;
+    ) INTO has_others USING folded;
+    RETURN has_others;
 END
 $function$;
 

@@ -40,25 +40,25 @@ LANGUAGE plpgsql
 SET search_path = pg_catalog, pg_temp
 AS $procedure$
 DECLARE
-    found regclass;
+    its_archive regclass;
     is_written boolean;
 BEGIN
-    CALL job_stats.lock_archive(target, archive, found);
-    IF found IS NOT NULL THEN
+    CALL job_stats.lock_archive(target, archive, its_archive);
+    IF its_archive IS NOT NULL THEN
         IF archive <> 'marketplace_job_stats_archive' THEN
-            EXECUTE format('ALTER TABLE %s RENAME TO marketplace_job_stats_archive', found);
+            EXECUTE format('ALTER TABLE %s RENAME TO marketplace_job_stats_archive', its_archive);
         END IF;
         CALL tenancy.as_owner(
             target,
             format(
                 'CASE WHEN job_stats.note_added(%1$L) THEN
-                CASE WHEN job_stats.unfold_rows(%1$L) THEN job_stats.is_unfolded(%1$L, %2$L) END END', target, found
+                CASE WHEN job_stats.unfold_rows(%1$L) THEN job_stats.is_unfolded(%1$L, %2$L) END END', target, its_archive
             ),
             is_written
         );
         CALL job_stats.refuse_unless(is_written, target);
-        DELETE FROM job_stats.archives AS k WHERE k.archive = found;
-        EXECUTE format('DROP TABLE %s', found);
+        DELETE FROM job_stats.archives AS k WHERE k.archive = its_archive;
+        EXECUTE format('DROP TABLE %s', its_archive);
     END IF;
 END
 $procedure$;
@@ -74,7 +74,7 @@ DECLARE
         SELECT n.nspname FROM pg_class AS t INNER JOIN pg_namespace AS n ON t.relnamespace = n.oid WHERE t.oid = target
     );
     archive name;
-    found regclass;
+    its_archive regclass;
     forgotten boolean;
 BEGIN
     CALL tenancy.pin(home);
@@ -91,8 +91,8 @@ BEGIN
         INNER JOIN pg_attribute AS f ON a.oid = f.attrelid AND f.attname = 'folded_id'
         WHERE a.relnamespace = to_regnamespace(quote_ident(home))
     LOOP
-        CALL job_stats.lock_archive(target, archive, found);
-        CALL tenancy.as_owner(target, format('job_stats.forget_rows(%L, %L)', target, found), forgotten);
+        CALL job_stats.lock_archive(target, archive, its_archive);
+        CALL tenancy.as_owner(target, format('job_stats.forget_rows(%L, %L)', target, its_archive), forgotten);
     END LOOP;
 END
 $procedure$;

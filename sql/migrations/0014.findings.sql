@@ -120,10 +120,7 @@ CROSS JOIN (
 LEFT JOIN pg_attribute AS a ON s.target = a.attrelid AND n.column_name = a.attname
 WHERE CASE
     WHEN n.types IS NULL THEN s.is_legacy AND a.attname IS NOT NULL
-    ELSE (
-        a.atttypid = ANY (n.types::oid[])
-        OR (SELECT t.typbasetype FROM pg_type AS t WHERE t.oid = a.atttypid) = ANY (n.types::oid[]) -- a domain's
-    ) IS NOT TRUE
+    ELSE (a.atttypid = ANY (n.types::oid[])) IS NOT TRUE -- nor a domain, for which anybody may make operators
 END
 UNION ALL
 SELECT
@@ -148,6 +145,16 @@ SELECT
 FROM job_stats.namesakes AS s
 INNER JOIN pg_class AS c ON s.target = c.oid
 WHERE s.is_legacy AND (s.relkind = 'p' OR c.relispartition)
+UNION ALL
+SELECT -- both, since what one tenant's table gets would come to the other's
+    t.target,
+    'refused',
+    format('%s inherits from %s: ALTER TABLE ... NO INHERIT', c.target::regclass, p.target::regclass)
+FROM pg_inherits AS i
+INNER JOIN job_stats.namesakes AS c ON i.inhrelid = c.target
+INNER JOIN job_stats.namesakes AS p ON i.inhparent = p.target
+CROSS JOIN unnest(ARRAY[c.target, p.target]) AS t (target)
+WHERE p.relkind = 'r'
 UNION ALL
 SELECT
     k.target,
@@ -253,27 +260,7 @@ SELECT DISTINCT
     format('function %s will follow the table to its new name, and see every marketplace', d.objid::regprocedure)
 FROM job_stats.namesakes AS s
 INNER JOIN pg_depend AS d ON s.target = d.refobjid
-WHERE s.is_legacy AND d.refclassid = 'pg_class'::regclass AND d.classid = 'pg_proc'::regclass
-UNION ALL
-SELECT
-    s.target,
-    'differs',
-    concat(
-        format('publication %s will publish the new name', p.pubname),
-        CASE WHEN r.prattrs IS NOT NULL THEN ', and its column list lacks marketplace' END,
-        ': docs/replication.md'
-    )
-FROM job_stats.namesakes AS s
-INNER JOIN pg_publication_rel AS r ON s.target = r.prrelid
-INNER JOIN pg_publication AS p ON r.prpubid = p.oid
-WHERE s.is_legacy
-UNION ALL
-SELECT
-    s.target,
-    'slow',
-    format('some %s rows: it will be locked for some %s s', s.reltuples::numeric, ceil(s.reltuples / 400000))
-FROM job_stats.namesakes AS s
-WHERE s.is_legacy AND s.reltuples > 400000;
+WHERE s.is_legacy AND d.refclassid = 'pg_class'::regclass AND d.classid = 'pg_proc'::regclass;
 
 -- Raises if a tenant's table is not one that 0020 can change: before it does.
 CREATE OR REPLACE PROCEDURE job_stats.refuse_misfits(target regclass)

@@ -17,7 +17,10 @@ SELECT
     r.has_archive,
     l.schema_name IS NOT NULL AS is_left_out,
     r.relnamespace IS NULL AND b.relnamespace IS NOT NULL AS lacks_table, -- though it has others of the template's
-    n.renames_left
+    n.renames_left,
+    x.conname IS NOT NULL AS has_key, -- that 0020 has made
+    k.target IS NOT NULL AS is_kept, -- what the table was before that
+    g.schema_name IS NOT NULL AS has_lost_one -- a table of which that is kept
 FROM tenancy.tenants AS t
 LEFT JOIN tenancy.left_out AS l ON t.schema_name = l.schema_name
 LEFT JOIN (
@@ -46,7 +49,15 @@ LEFT JOIN (
     FROM tenancy.renames_left AS l
     INNER JOIN pg_class AS c ON l.sequence = c.oid AND l.old_name = c.relname
     GROUP BY 1
-) AS n ON t.schema_oid = n.relnamespace;
+) AS n ON t.schema_oid = n.relnamespace
+LEFT JOIN pg_constraint AS x ON r.new = x.conrelid AND x.conname = 'uq_marketplace_job_stats_action_marketplace_date'
+LEFT JOIN (SELECT DISTINCT u.target FROM tenancy.undo AS u) AS k ON r.new = k.target
+LEFT JOIN (
+    SELECT DISTINCT u.schema_name
+    FROM tenancy.undo AS u
+    INNER JOIN tenancy.effects AS e ON u.migration = e.migration
+    WHERE e.table_name = 'marketplace_job_stats' AND u.target::oid NOT IN (SELECT c.oid FROM pg_class AS c)
+) AS g ON t.schema_name = g.schema_name;
 
 -- The legacy views that are as they were created: they show Vinted's rows, all of these and all legacy columns, and let
 -- none be written that they do not show.
@@ -61,9 +72,11 @@ WHERE
     AND v.relkind = 'v'
     AND v.reloptions @> '{check_option=cascaded}' -- which PostgreSQL gives only to a view that can be written
     AND pg_column_size(r.ev_action) < 200000
-    AND v.relnatts = (
-        SELECT count(*) FROM pg_attribute AS a
+    AND NOT EXISTS (SELECT FROM pg_trigger AS g WHERE g.tgrelid = v.oid)
+    AND ARRAY(SELECT a.attname FROM pg_attribute AS a WHERE a.attrelid = v.oid AND a.attnum > 0 ORDER BY a.attnum) = ARRAY(
+        SELECT a.attname FROM pg_attribute AS a
         WHERE a.attrelid = t.oid AND a.attnum > 0 AND a.attnum < m.attnum AND NOT a.attisdropped
+        ORDER BY a.attnum
     )
 GROUP BY 1
 HAVING
@@ -106,14 +119,6 @@ BEGIN
         GROUP BY 1
     ),
 
-    strangers AS MATERIALIZED ( -- 0020 has made the key, and keeps what it takes away: elsewhere, if nothing is kept
-        SELECT c.conrelid
-        FROM pg_constraint AS c
-        WHERE
-            c.conname = 'uq_marketplace_job_stats_action_marketplace_date'
-            AND c.conrelid NOT IN (SELECT u.target FROM tenancy.undo AS u)
-    ),
-
     judged AS (
         SELECT
             r.*,
@@ -129,14 +134,19 @@ BEGIN
                 WHEN r.new_kind IS NULL AND r.old_kind <> 'r' THEN 'vinted_job_stats is not an ordinary table'
                 WHEN r.new_kind <> 'r' THEN 'marketplace_job_stats is not an ordinary table'
                 WHEN r.lacks_table THEN 'has no table for job statistics, though others of the template''s'
+                WHEN r.new_kind IS NULL AND r.old_kind IS NULL AND r.has_lost_one
+                    THEN 'its table is gone, and tenancy.undo says what it was before'
                 WHEN r.new_kind IS NULL THEN r.renames_left
                 ELSE nullif(concat_ws(
                     '; ',
                     r.renames_left,
                     CASE
-                        WHEN x.conrelid IS NOT NULL
+                        WHEN r.is_kept THEN NULL
+                        WHEN r.has_key
                             THEN 'was migrated elsewhere, and tenancy.undo does not say what it was before'
                         WHEN NOT EXISTS (SELECT FROM tenancy.effects) THEN 'no migration that was run here has made it'
+                        WHEN r.has_lost_one
+                            THEN 'is another table than was migrated, and tenancy.undo says what that one was before'
                     END,
                     d.problem,
                     o.problem,
@@ -144,6 +154,8 @@ BEGIN
                         WHEN r.old_kind IS NULL THEN NULL
                         WHEN NOT d.has_default THEN 'view vinted_job_stats without a default of marketplace'
                         WHEN v.oid IS NULL THEN 'view vinted_job_stats is not as it was created: drop it, and sweep'
+                        WHEN w.relowner <> n.relowner
+                            THEN 'view vinted_job_stats is not its table''s owner''s: drop it, and sweep'
                         WHEN (w.reloptions @> '{security_invoker=true}') IS NOT TRUE AND job_stats.outdoes(r.old, r.new)
                             THEN 'view vinted_job_stats may show more than its table: drop it, and sweep'
                     END,
@@ -153,9 +165,9 @@ BEGIN
         FROM job_stats.tenant_relations AS r
         LEFT JOIN deviations AS d ON r.new = d.target
         LEFT JOIN obstacles AS o ON r.new = o.target
-        LEFT JOIN strangers AS x ON r.new = x.conrelid
         LEFT JOIN job_stats.legacy_views AS v ON r.old = v.oid
         LEFT JOIN pg_class AS w ON r.old = w.oid
+        LEFT JOIN pg_class AS n ON r.new = n.oid
     )
 
     SELECT

@@ -216,6 +216,7 @@ SET lock_timeout = '1s'
 AS $function$
 DECLARE
     last_day constant date := coalesce(until, (now() AT TIME ZONE interval '0')::date); -- UTC: see get_stats.sql
+    day_before constant date := greatest(last_day - days, '0001-12-31 BC');
     schemas constant oid[] := ARRAY(
         SELECT t.schema_oid FROM tenancy.tenants AS t WHERE t.schema_name <> 'template_tenant' ORDER BY t.schema_oid
     );
@@ -229,7 +230,7 @@ DECLARE
     one_by_one_until integer := 0;
     readable regclass[];
     is_read boolean;
-    found jsonb;
+    grown jsonb;
     lowest bigint;
     sums jsonb := '[{"marketplace": "ebay"}, {"marketplace": "etsy"}, {"marketplace": "vinted"}]';
     not_skipped bigint := 0;
@@ -249,10 +250,10 @@ BEGIN
             strangers := strangers OR (NOT mere_reader AND cardinality(readable) < size AND cardinality(readable) < (
                 SELECT count(*) FROM job_stats.readable(schemas[place:place + size - 1], true)
             ));
-            found := sums;
+            grown := sums;
             IF readable <> '{}' THEN
-                EXECUTE job_stats.adding_up(readable) INTO found, lowest USING sums, last_day, last_day - days;
-                IF lowest < 0 OR jsonb_array_length(found) - jsonb_array_length(sums) > 20 THEN -- to all others' cost
+                EXECUTE job_stats.adding_up(readable) INTO grown, lowest USING sums, last_day, day_before;
+                IF lowest < 0 OR jsonb_array_length(grown) - jsonb_array_length(sums) > 20 THEN -- to all others' cost
                     RAISE EXCEPTION 'it has negative numbers, or more than 20 marketplaces that no tenant before it has';
                 END IF;
             END IF;
@@ -261,7 +262,7 @@ BEGIN
         EXCEPTION -- on Citus: inside no other such block
             WHEN assert_failure OR OTHERS THEN
                 IF is_read THEN
-                    sums := found;
+                    sums := grown;
                     not_skipped := not_skipped + cardinality(readable);
                     place := place + size;
                 ELSIF size = 1 THEN

@@ -16,6 +16,11 @@ WHERE a.datname = current_database() AND a.pid <> pg_backend_pid() AND a.xact_st
 UNION ALL
 SELECT
     'in the way',
+    format('%s cannot see whether others are in a transaction: GRANT pg_read_all_stats', current_user)
+WHERE NOT pg_has_role('pg_read_all_stats', 'USAGE')
+UNION ALL
+SELECT
+    'in the way',
     format('a prepared transaction of %s, since %s; to end it: ROLLBACK PREPARED %L', x.owner, x.prepared, x.gid)
 FROM pg_prepared_xacts AS x
 WHERE x.database = current_database()
@@ -209,7 +214,49 @@ INNER JOIN legacy AS l ON k.target = l.target
 INNER JOIN pg_index AS i ON k.indexrelid = i.indexrelid
 INNER JOIN pg_publication_rel AS r ON k.target = r.prrelid
 INNER JOIN pg_publication AS p ON r.prpubid = p.oid
-WHERE k.is_old_key AND i.indisreplident AND r.prattrs IS NOT NULL;
+WHERE k.is_old_key AND i.indisreplident AND r.prattrs IS NOT NULL
+UNION ALL
+SELECT
+    s.target,
+    'differs',
+    concat(
+        format('publication %s will publish the new name', p.pubname),
+        CASE WHEN r.prattrs IS NOT NULL THEN ', and its column list lacks marketplace' END,
+        ': docs/replication.md'
+    )
+FROM job_stats.tables AS s
+INNER JOIN pg_publication_rel AS r ON s.target = r.prrelid
+INNER JOIN pg_publication AS p ON r.prpubid = p.oid
+WHERE s.is_legacy
+UNION ALL
+SELECT
+    s.target,
+    'slow',
+    format('some %s rows: it will be locked for some %s s', s.reltuples::numeric, ceil(s.reltuples / 400000))
+FROM job_stats.tables AS s
+WHERE s.is_legacy AND s.reltuples > 400000
+UNION ALL
+SELECT
+    k.target,
+    'refused',
+    format(
+        'the predicate of %s has what is not PostgreSQL''s own, a constant of no type, or EXTRACT: drop it',
+        k.indexrelid::regclass
+    )
+FROM job_stats.keys AS k
+INNER JOIN legacy AS l ON k.target = l.target
+INNER JOIN pg_index AS i ON k.indexrelid = i.indexrelid
+WHERE k.is_old_key AND i.indpred IS NOT NULL AND tenancy.can_be_misread(k.indexrelid)
+UNION ALL
+SELECT
+    k.target,
+    'differs',
+    'its row-level security would let who may read some columns only read nothing through the view'
+FROM legacy AS k
+INNER JOIN pg_class AS c ON k.target = c.oid
+WHERE c.relrowsecurity AND EXISTS (
+    SELECT FROM job_stats.grants(k.target) AS g WHERE g.column_name IS NOT NULL AND g.privilege_type = 'SELECT'
+);
 
 -- A row for each tenant and finding, and, with schema_name NULL, for what concerns all. Reads the catalogs only.
 CREATE OR REPLACE FUNCTION job_stats.find()

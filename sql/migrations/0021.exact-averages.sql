@@ -35,7 +35,10 @@ CALL tenancy.for_each_tenant(
         SELECT v.relnamespace, true
         FROM pg_catalog.pg_class AS v
         WHERE v.relname = 'vinted_job_stats' AND v.relkind IN ('r', 'p') AND NOT EXISTS (
-            SELECT FROM pg_catalog.pg_class AS m WHERE m.relname = 'marketplace_job_stats'
+            SELECT FROM pg_catalog.pg_class AS m
+            WHERE m.relname = 'marketplace_job_stats' AND m.relkind IN ('r', 'p') AND m.relnamespace IN (
+                SELECT t.schema_oid FROM tenancy.tenants AS t
+            )
         )
     $$,
     lock_timeout_ms => 100,
