@@ -23,6 +23,9 @@ CREATE SCHEMA yoyo AUTHORIZATION :"migrator";
 
 -- For old keys in a tablespace, if there are any: GRANT CREATE ON TABLESPACE ... TO :"migrator".
 
+-- To see whose transactions would stand in its way.
+GRANT pg_read_all_stats TO :"migrator";
+
 -- For the foreign keys that the rollback restores.
 GRANT USAGE ON SCHEMA vinted TO :"migrator";
 GRANT REFERENCES ON vinted.action_types TO :"migrator";

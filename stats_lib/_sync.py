@@ -37,13 +37,14 @@ def update_job_stats(
 ) -> None:
     """Count one finished job in the tenant's `marketplace_job_stats`.
 
-    It sends one statement, or two if there is no row yet or old code has changed it, each complete in itself. It begins
-    no transaction, and loses no concurrent update, on a shared connection neither. In a pipeline (`with
-    conn.pipeline():`) it waits for nothing. The row is locked until the caller's transaction ends. Only a new row takes
-    an id from the sequence.
+    It sends one statement, or two if there is no row yet or old code has changed it, each complete in itself. It has
+    no transaction of its own (outside autocommit, psycopg's begins, as before any statement), and loses no concurrent
+    update, on a shared connection neither. In a pipeline (`with conn.pipeline():`) it waits for nothing. The row is
+    locked until the caller's transaction ends. An update takes no id from the sequence.
 
-    - `schema`: the tenant's schema, 1 to 63 bytes, used as it is (never parsed, folded or looked up in `search_path`).
-      If `client_encoding` cannot spell it, psycopg raises UnicodeEncodeError, a ValueError, but may have sent a BEGIN.
+    - `schema`: the tenant's schema, 1 to 63 bytes of UTF-8, used as it is (never parsed, folded or looked up in
+      `search_path`). If `client_encoding` cannot spell it, psycopg raises UnicodeEncodeError, a ValueError, but may
+      have sent a BEGIN.
     - `action_type_id`: a 32-bit integer; the same id means another thing on another marketplace.
     - `marketplace`: a `Marketplace` or its value, in lower case.
     - `success`: True counts a success, False a failure.
@@ -83,10 +84,10 @@ def update_job_stats(
 def update_job_stats_batch(conn: Connection[Any], *, schema: str, outcomes: Iterable[JobOutcome]) -> None:
     """Count many finished jobs in the tenant's `marketplace_job_stats`, all or none of them.
 
-    The result is that of `update_job_stats` for each. It is for workers that finish many jobs, and for back-fills. The
-    outcomes of each row are added up, then one statement a row is sent, by psycopg's `executemany`, in one pipeline,
-    after one that counts nothing if there are several.
-    That is a transaction of its own unless one is open, and nobody who shares the connection can fall into it.
+    The result is that of `update_job_stats` for each. It is for workers that finish many jobs, and for back-fills (see
+    docs/counting.md). The outcomes of each row are added up, then one statement a row is sent, by psycopg's
+    `executemany`, in one pipeline, after one that counts nothing if there are several. That is a transaction of its own
+    unless one is open, and nobody who shares the connection can fall into it.
 
     A task of asyncio's that is cancelled meanwhile counts all or none. So does a thread in which a signal handler
     raises (Ctrl-C, a task queue's time limit), or a greenlet that is killed, if the batch is in `with
@@ -180,7 +181,7 @@ def get_platform_summary(
     It skips and counts tenants that cannot be read: those that are not migrated yet, that have no such table, that the
     role may not read, or not all rows of, whose table has a child or negative numbers, or may run code of its owner's
     when it is read. For a role that may do more than read, that is each table whose owner could do less than it; a
-    warning says so.
+    warning says so, which psycopg gives to `conn.add_notice_handler` only.
 
     This is one SELECT of `job_stats.platform_summary`, for which docs/recipes.md has the grants.
 

@@ -50,8 +50,8 @@ class JobStats(_Rates):
     - `date`: the day counted, in UTC unless the writer said otherwise.
     - `avg_duration_ms`: the mean of the durations, in whole milliseconds, at most 2^31 - 1; None while no job of the
       row had one.
-    - `created_at`: when the row was inserted; always aware, in the time zone of the session that read it. What Python
-      cannot hold, such as infinity, is read as the first or last day that it can.
+    - `created_at`: when the row was inserted; always aware, in the time zone of the session that read it (UTC if
+      Python does not know that). What it cannot hold, such as infinity, is read as the first or last day that it can.
     - `success_rate`, `failure_rate`: per job, from 0.0 to 1.0. Without jobs, both are 0.0: so alert on
       `failure_rate > …`, which an idle tenant does not fire. They are properties: `dataclasses.asdict`, and what builds
       on fields as pydantic does, leave them out.
