@@ -9,6 +9,5 @@ DROP PROCEDURE tenancy.rename_parts;
 DROP PROCEDURE tenancy.rename_left_over;
 DROP PROCEDURE tenancy.rename_sequence;
 DROP PROCEDURE tenancy.rename_part;
-DROP FUNCTION tenancy.can_be_renamed;
 DROP FUNCTION tenancy.names_sequence;
 DROP PROCEDURE tenancy.refuse_text_default;

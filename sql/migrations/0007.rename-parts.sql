@@ -35,21 +35,6 @@ AS $function$
     SELECT expression LIKE '%:funcid 1574 %' AND strpos(tenancy.strings(expression), part_of_name) > 0;
 $function$;
 
--- Whether PostgreSQL renames a constraint: not an inherited one; and with a NOT NULL that of each child, which may have
--- another name.
-CREATE OR REPLACE FUNCTION tenancy.can_be_renamed(of_constraint oid)
-RETURNS boolean
-LANGUAGE sql
-STABLE
-SET search_path = pg_catalog, pg_temp
-AS $function$
-    SELECT c.coninhcount = 0 AND NOT (
-        c.contype = 'n' AND EXISTS (SELECT FROM pg_inherits AS i WHERE i.inhparent = c.conrelid)
-    )
-    FROM pg_constraint AS c
-    WHERE c.oid = of_constraint;
-$function$;
-
 -- Renames one index, sequence or constraint of a table, if it is still there. A sequence from which an open transaction
 -- has drawn, of any tenant that shares it, is left to the end of the run, or of the next.
 CREATE OR REPLACE PROCEDURE tenancy.rename_part(target regclass, old_name name, new_name name)
@@ -58,6 +43,7 @@ SET search_path = pg_catalog, pg_temp
 AS $procedure$
 DECLARE
     home constant oid := (SELECT relnamespace FROM pg_class WHERE oid = target);
+    has_children constant boolean := EXISTS (SELECT FROM pg_inherits AS i WHERE i.inhparent = target);
     part record;
 BEGIN
     SELECT
@@ -85,7 +71,7 @@ BEGIN
         EXECUTE format('ALTER INDEX %s RENAME TO %I', part.name, new_name);
     ELSIF EXISTS (
         SELECT FROM pg_constraint AS c
-        WHERE c.conrelid = target AND c.conname = old_name AND tenancy.can_be_renamed(c.oid)
+        WHERE c.conrelid = target AND c.conname = old_name AND NOT (c.contype = 'n' AND has_children)
     ) THEN
         -- not on Citus: rename_parts() finds none there
         EXECUTE format('ALTER TABLE %s RENAME CONSTRAINT %I TO %I', target, old_name, new_name);
@@ -159,7 +145,8 @@ END
 $procedure$;
 
 -- Renames what still carries a table's former name: its indexes (and so their constraints), the sequences it owns, its
--- other constraints. A name that would grow beyond 63 bytes stays. The names that they had are kept, unless told
+-- other constraints. A name that would grow beyond 63 bytes stays, as does that of a NOT NULL where there are children,
+-- whose own PostgreSQL would rename with it: they may have others. The names that they had are kept, unless told
 -- otherwise.
 CREATE OR REPLACE PROCEDURE tenancy.rename_parts(
     target regclass, former_name name, present_name name, keep boolean DEFAULT true
@@ -169,6 +156,7 @@ SET search_path = pg_catalog, pg_temp
 AS $procedure$
 DECLARE
     table_name constant name := (SELECT relname FROM pg_class WHERE oid = target);
+    has_children constant boolean := EXISTS (SELECT FROM pg_inherits AS i WHERE i.inhparent = target);
     part record;
     back text[] := '{}';
 BEGIN
@@ -201,7 +189,8 @@ BEGIN
             WHERE
                 c.conrelid = target
                 AND c.contype IN ('c', 'f', 'n')
-                AND tenancy.can_be_renamed(c.oid)
+                AND c.coninhcount = 0
+                AND NOT (c.contype = 'n' AND has_children)
                 AND NOT EXISTS (SELECT FROM pg_extension WHERE extname = 'citus')
         ) AS p
         WHERE
@@ -242,7 +231,8 @@ BEGIN
             n.conrelid = target
             AND n.contype = 'n'
             AND n.conname = format('%s_%s_not_null', c.relname, a.attname)
-            AND tenancy.can_be_renamed(n.oid)
+            AND n.coninhcount = 0
+            AND NOT EXISTS (SELECT FROM pg_inherits AS i WHERE i.inhparent = target)
     LOOP
         -- not on Citus: of the PostgreSQL that it runs on, these have no names
         EXECUTE format('ALTER TABLE %s RENAME CONSTRAINT %I TO %I', target, part.conname, part.new_name);

@@ -141,11 +141,10 @@ BEGIN
                     '; ',
                     r.renames_left,
                     CASE
-                        WHEN r.is_kept THEN NULL
-                        WHEN r.has_key
+                        WHEN r.has_key AND NOT r.is_kept
                             THEN 'was migrated elsewhere, and tenancy.undo does not say what it was before'
                         WHEN NOT EXISTS (SELECT FROM tenancy.effects) THEN 'no migration that was run here has made it'
-                        WHEN r.has_lost_one
+                        WHEN r.has_lost_one AND NOT r.is_kept
                             THEN 'is another table than was migrated, and tenancy.undo says what that one was before'
                     END,
                     d.problem,
