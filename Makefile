@@ -11,7 +11,7 @@
 PYTHON = python3
 VENV = .venv
 ARGS =
-unexport PIP_USER PIP_TARGET PYTHONSAFEPATH
+unexport PIP_DRY_RUN PIP_PREFIX PIP_ROOT PIP_TARGET PIP_USER PYTHONPATH PYTHONSAFEPATH
 export PATH := $(CURDIR)/$(VENV)/bin:$(PATH)
 
 help:
@@ -49,7 +49,7 @@ clean:
 # --no-deps and pip check: what is not pinned is an error, not a surprise.
 $(VENV)/installed: dev/requirements.txt
 	@echo "installing dev/requirements.txt into $(VENV)"
-	@$(PYTHON) -m venv --clear $(VENV)
+	@rm -rf $(VENV) && $(PYTHON) -m venv $(VENV)
 	@python -m pip install --disable-pip-version-check -qq --no-deps --requirement dev/requirements.txt
 	@python -m pip check --disable-pip-version-check
 	@touch $@

@@ -171,7 +171,7 @@ def show(**numbers: int) -> None:
 
 def run(server: Server, *command: str) -> str:
     """Run a command on the demo's database and return what it printed; end the demo if it fails."""
-    result = subprocess.run(command, cwd=ROOT, env=server.env(DATABASE), capture_output=True, text=True)
+    result = subprocess.run(command, cwd=ROOT, env=server.env(DATABASE), capture_output=True, encoding="utf-8")
     if result.returncode:
         sys.exit(f"{result.stdout}{result.stderr}FAILED: {' '.join(command)}: status {result.returncode}")
     return result.stdout.strip("\n")

@@ -37,17 +37,22 @@ def closed_if_left_in_pipeline(conn: Connection[Any] | AsyncConnection[Any]) -> 
     raises an error of its own. What is raised here is the interruption, but never what the caller is handling.
     """
     handled = sys.exception()
-    before = conn._pipeline  # that it is in one does not say whose: another task's batch may be at work
+    before = _pipeline(conn)  # that it is in one does not say whose: another task's batch may be at work
     try:
         yield
     except BaseException as error:
         refused_by_server = isinstance(error, Error) and error.sqlstate
-        is_anothers = before and conn._pipeline is before
+        is_anothers = before and _pipeline(conn) is before
         if not refused_by_server and not is_anothers and _is_in_pipeline(conn):
             conn.pgconn.finish()
             if isinstance(error, AssertionError | Error) and error.__context__ not in (None, handled):
                 raise error.__context__ from None
         raise
+
+
+def _pipeline(conn: Connection[Any] | AsyncConnection[Any]) -> object:
+    """Return the one that it is in. An attribute of psycopg's own: without it a batch works, but for this."""
+    return getattr(conn, "_pipeline", None)
 
 
 def _is_in_pipeline(conn: Connection[Any] | AsyncConnection[Any]) -> bool:

@@ -91,7 +91,7 @@ BEGIN
         'DELETE FROM user_victim.marketplace_job_stats_archive',
         'SELECT count(*) FROM user_victim.vinted_job_stats',
         'SELECT count(*) FROM user_victim.marketplace_job_stats',
-        'INSERT INTO tenancy.undo VALUES (''user_victim.marketplace_job_stats'', ''0002'', '''')',
+        'INSERT INTO tenancy.undo VALUES (''user_victim.vinted_job_stats'', ''0020'', '''', '''', ''user_victim'')',
         'UPDATE tenancy.undo SET script = ''ALTER ROLE legacy_evil SUPERUSER;''',
         'CREATE FUNCTION job_stats.fold_rows(integer) RETURNS integer LANGUAGE sql AS ''SELECT 1'''
     ] LOOP

@@ -58,7 +58,7 @@ def count(conn: Connection, milliseconds: int | None, **job: Any) -> None:
 
 
 def count_as_old_code(conn: Connection, milliseconds: int) -> None:
-    """Count a job as code from before 0002 does: read, compute and write, through the legacy view."""
+    """Count a job as code from before 0020 does: read, compute and write, through the legacy view."""
     where = f"WHERE action_type_id = 1 AND date = '{DAY}'"
     found = conn.execute(f"SELECT total_jobs, avg_duration_ms FROM user_1.vinted_job_stats {where}").fetchone()
     if found is None:
@@ -392,7 +392,7 @@ def test_rows_from_before(conn: Connection) -> None:
         ("avg_duration_ms = NULL", 1000),
         ("total_jobs = 0, success_count = 0, avg_duration_ms = NULL", 1000),
         ("total_jobs = 1, success_count = 1, avg_duration_ms = 500", 750),
-        ("untimed_jobs = NULL, total_duration_ms = NULL", 1750),  # 6 jobs of 1875: as if from before 0003
+        ("untimed_jobs = NULL, total_duration_ms = NULL", 1750),  # 6 jobs of 1875: as if from before 0021
     ],
 )
 def test_repairs_by_hand(conn: Connection, repair: str, expected: int) -> None:

@@ -13,7 +13,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from psycopg.pq import TransactionStatus
 
-from stats_lib import JobOutcome, Marketplace, get_stats, update_job_stats, update_job_stats_batch
+from stats_lib import JobOutcome, Marketplace, _queries, get_stats, update_job_stats, update_job_stats_batch
 from tests.deploy import connect
 from tests.tenants import Connection, column, wait_until
 
@@ -203,6 +203,18 @@ def shuffled(seed: int) -> Iterator[list[JobOutcome]]:
         batch = [outcome(n, date=DAY - datetime.timedelta(days=round_ // 2)) for n in range(12)]
         order.shuffle(batch)
         yield batch[: order.randint(1, 12)]
+
+
+def test_rows_are_taken_in_one_order() -> None:
+    """By action type, marketplace and day, whatever the order of the outcomes, so that no two batches can deadlock."""
+    keys = [
+        (id_, name, DAY - n * datetime.timedelta(days=1)) for id_ in (-1, 2, 10) for name in Marketplace for n in (1, 0)
+    ]
+    outcomes = [outcome(id_, marketplace=name, date=day) for id_, name, day in keys]
+    random.Random(1).shuffle(outcomes)  # noqa: S311  # not for secrets
+    _, (_, *rows) = _queries.update_job_stats_batch(schema="user_1", outcomes=outcomes)
+    taken = [(int(row[0] or 0), row[1], row[2]) for row in rows]
+    assert taken == sorted((id_, name.value, day.isoformat()) for id_, name, day in keys)
 
 
 def test_no_deadlock_and_no_count_lost(conn: Connection) -> None:

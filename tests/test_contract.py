@@ -118,7 +118,7 @@ def test_a_contraction_that_failed_half_way_is_taken_back(migrated: Connection) 
 
 
 def test_the_contraction_is_not_applied_without_the_migrations(empty: Connection, migrated: Connection) -> None:
-    """`yoyo apply sql/contract` alone fails, before 0002 and after it, and changes nothing."""
+    """`yoyo apply sql/contract` alone fails, before 0020 and after it, and changes nothing."""
     before = definitions(migrated)
     for conn in [empty, migrated]:
         refused = yoyo(conn, "apply", "sql/contract")
@@ -141,7 +141,7 @@ def test_all_the_way_up_and_down(legacy: Connection) -> None:
 
 
 def test_contracted_tenants_can_be_rolled_back_to_legacy(legacy: Connection) -> None:
-    """Rolling 0002 back without 0900 loses nothing; as 0900 stays marked, its file is then run by psql."""
+    """Rolling 0020 back without 0900 loses nothing; as 0900 stays marked, its file is then run by psql."""
     before = definitions(legacy, but="user_1")
     ok(yoyo(legacy, "apply", *BOTH))
     for marketplace in Marketplace:

@@ -35,12 +35,12 @@ Split = dict[
 
 
 def downgrade(conn: Connection) -> None:
-    """Roll 0002 back in every tenant."""
+    """Roll 0020 back in every tenant."""
     ok(psql(conn, "-f", DOWNGRADE))
 
 
 def upgrade(conn: Connection) -> None:
-    """Apply 0002 and 0003 in every tenant."""
+    """Apply 0020 and 0021 in every tenant."""
     ok(psql(conn, "-f", UPGRADE))
     ok(psql(conn, "-f", EXACT))
 
@@ -235,6 +235,60 @@ def test_rows_that_old_code_deletes_or_lowers_are_not_guessed(migrated: Connecti
     assert split(migrated, "user_2") == before["user_2"]
     assert [states(migrated)[name] for name in names] == ["migrated", "migrated", "migrated"]
     assert archives(migrated) == []
+
+
+def test_failures_that_old_code_lowers_are_not_guessed(migrated: Connection) -> None:
+    """Though the total is the same, and more succeeded."""
+    count(migrated, "user_1", 1, "ebay", 10, total_jobs=14, failure_count=4)
+    count(migrated, "user_1", 1, "vinted", 5)
+    downgrade(migrated)
+    recount(migrated, "user_1", 1, 16, 3, None)
+    refused = psql(migrated, "-f", UPGRADE)
+    assert f"old code has deleted or lowered action type 1 on {DAY}" in refused.stderr
+
+
+def test_averages_that_only_one_side_has(migrated: Connection) -> None:
+    """What Vinted is credited with has old code's average: its own, where eBay's is taken out; never below 0."""
+    count(migrated, "user_1", 1, "ebay", 10, 100)
+    count(migrated, "user_1", 1, "vinted", 5)
+    count(migrated, "user_1", 2, "ebay", 10, 1000)
+    downgrade(migrated)
+    recount(migrated, "user_1", 1, 30, 0, 150)
+    recount(migrated, "user_1", 2, 11, 0, 1)
+    upgrade(migrated)
+    assert {key: row[3] for key, row in split(migrated, "user_1").items()} == {
+        (1, "ebay"): 100,
+        (1, "vinted"): 200,
+        (2, "ebay"): 1000,
+        (2, "vinted"): 0,
+    }
+
+
+def test_a_trigger_that_keeps_less_than_was_restored(migrated: Connection) -> None:
+    """Not only of the jobs, but of those that succeeded."""
+    count(migrated, "user_1", 1, "ebay", 10)
+    count(migrated, "user_1", 1, "vinted", 5)
+    downgrade(migrated)
+    migrated.execute(
+        """
+        CREATE FUNCTION user_1.forget() RETURNS trigger LANGUAGE plpgsql AS
+            'BEGIN NEW.success_count := 0; RETURN NEW; END';
+        CREATE TRIGGER forget BEFORE INSERT ON user_1.vinted_job_stats FOR EACH ROW EXECUTE FUNCTION user_1.forget()
+        """
+    )
+    refused = psql(migrated, "-f", UPGRADE)
+    assert "user_1: a trigger or a rule of user_1.marketplace_job_stats has changed" in refused.stderr
+
+
+def test_row_level_security_stays_forced(migrated: Connection) -> None:
+    """It is lifted while rows are folded and restored, so that all are."""
+    forced = "SELECT relforcerowsecurity FROM pg_class WHERE oid = 'user_1.{}_job_stats'::regclass"
+    migrated.execute("ALTER TABLE user_1.marketplace_job_stats FORCE ROW LEVEL SECURITY")
+    count(migrated, "user_1", 1, "ebay", 10)
+    downgrade(migrated)
+    assert column(migrated, forced.format("vinted")) == [True]
+    upgrade(migrated)
+    assert column(migrated, forced.format("marketplace")) == [True]
 
 
 def test_rows_that_old_code_has_deleted_are_forgotten(migrated: Connection) -> None:
@@ -560,6 +614,7 @@ def test_a_column_that_is_gone_since(migrated: Connection, change: str) -> None:
         "DELETE FROM {} WHERE marketplace = 'ebay'",
         "DELETE FROM {} WHERE id = folded_id",
         "UPDATE {} SET total_jobs = 1",
+        "UPDATE {} SET success_count = 1",
     ],
 )
 def test_an_archive_that_is_not_whole(migrated: Connection, change: str) -> None:

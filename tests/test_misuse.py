@@ -457,6 +457,15 @@ def test_a_pipeline_that_begins_between_the_look_and_the_statement(
         count(conn, schema="user_without_any")
 
 
+def test_a_pipeline_that_begins_then_counts_once(conn: Connection, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The statement that finds the row has counted, though the cursor does not say so at once."""
+    count(conn)
+    monkeypatch.setattr("stats_lib._sync.PipelineStatus", SimpleNamespace(OFF=PipelineStatus.ON))  # as if it began then
+    with conn.pipeline():
+        count(conn)
+    assert column(conn, f"SELECT total_jobs FROM {TABLE}") == [2]
+
+
 # What is no connection, and no outcomes
 
 

@@ -251,6 +251,23 @@ def test_the_toolkit_stays_for_a_tenant_that_no_run_has_reached(migrated: Connec
     assert column(migrated, "SELECT to_regnamespace('tenancy')") == [None]
 
 
+def test_the_schemas_owner_gets_the_table(migrated: Connection) -> None:
+    """Not the role that signs the customer up."""
+    migrated.execute("CREATE SCHEMA user_new AUTHORIZATION legacy_owner; CALL job_stats.add_tenant('user_new')")
+    owner = "SELECT relowner::regrole::text FROM pg_class WHERE oid = 'user_new.marketplace_job_stats'::regclass"
+    assert column(migrated, owner) == ["legacy_owner"]
+
+
+def test_a_partitioned_template_is_not_cloned(migrated: Connection) -> None:
+    """A clone of it would be no partitioned table."""
+    migrated.execute("ALTER TABLE template_tenant.marketplace_job_stats RENAME TO whole")
+    migrated.execute(
+        "CREATE TABLE template_tenant.marketplace_job_stats (LIKE template_tenant.whole) PARTITION BY RANGE (date)"
+    )
+    with pytest.raises(psycopg.Error, match="template_tenant has neither"):
+        migrated.execute("CALL job_stats.add_tenant('user_new')")
+
+
 def test_an_empty_template(empty: Connection) -> None:
     """Where tenants are not cloned from it, it stops nothing, up and down, and takes the name from others."""
     empty.execute(

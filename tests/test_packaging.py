@@ -38,13 +38,15 @@ def test_the_wheel_is_complete(wheel: Path) -> None:
 
 
 def test_the_source_distribution_is_what_is_in_git(wheel: Path) -> None:
-    """Whoever gets the source distribution gets the tests, the documents and the licence, too."""
+    """Whoever gets the source distribution gets the tests, the documents and the licence, too, and nothing else."""
     tracked = subprocess.run(["git", "ls-files"], cwd=ROOT, check=True, capture_output=True, text=True).stdout
     (source,) = wheel.parent.glob("*.tar.gz")
     with tarfile.open(source) as archive:
         packed = {member.name.partition("/")[2] for member in archive.getmembers()}
     assert set(tracked.splitlines()) <= packed
-    assert "LICENSE" in packed
+    assert {name.partition("/")[0] for name in {*tracked.splitlines(), "PKG-INFO"}} == {
+        name.partition("/")[0] for name in packed
+    }
 
 
 def test_the_wheel_needs_no_source_distribution(wheel: Path, tmp_path: Path) -> None:

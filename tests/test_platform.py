@@ -66,6 +66,8 @@ def test_the_sums_of_all_tenants(conn: Connection) -> None:
     count(conn, "user_2", "ebay", duration=2 * SECOND)
     count(conn, 'user_a"b', "vinted", duration=None)
     count(conn, "user_2", "vinted", date=DAY - datetime.timedelta(days=10))
+    insert = "INSERT INTO user_2.marketplace_job_stats (action_type_id, marketplace, date) VALUES (7, 'etsy', %s)"
+    conn.execute(insert, [DAY])  # no job
 
     expected = [
         PlatformSummary(Marketplace.EBAY, 2, 3, 2, 1, 2333, 1),
@@ -420,6 +422,13 @@ def test_a_snapshot_that_hides_a_trap_reads_no_stranger(empty: Connection, optio
     with as_role(empty, "legacy_exporter", options=options) as reader:
         *_, vinted = get_platform_summary(reader)
     assert (0 if options else 1) == vinted.tenants
+
+
+def test_a_schema_of_another_owner(empty: Connection) -> None:
+    """Who owns the schema only could swap the table: by who may do more than read, it is not read either."""
+    ok(lay_out(empty, "member").yoyo("apply"))
+    empty.execute("ALTER TABLE user_evil.marketplace_job_stats OWNER TO CURRENT_USER")
+    assert column(empty, "SELECT job_stats.readable(ARRAY['user_evil'::regnamespace::oid], false)") == []
 
 
 @pytest.mark.parametrize("deed", ["PERFORM user_evil.strike()", "RAISE SQLSTATE 'JS000'", "ASSERT false"])

@@ -574,6 +574,39 @@ class Duration(datetime.timedelta):
         return self
 
 
+class Liar(str):
+    """What says that it is another."""
+
+    __slots__ = ()
+
+    def __str__(self) -> str:
+        """Lie."""
+        return "user_2"
+
+
+class LyingNumber(int):
+    """The same."""
+
+    def __int__(self) -> int:
+        """Lie."""
+        return 8
+
+
+class LyingDate(datetime.date):
+    """The same."""
+
+    def isoformat(self) -> str:
+        """Lie."""
+        return "2001-01-01"
+
+
+def test_what_is_checked_is_sent(conn: Connection) -> None:
+    """Whatever a derived class says that it is."""
+    count(conn, schema=Liar("user_1"), action_type_id=LyingNumber(9), date=LyingDate(2025, 1, 31))
+    query = "SELECT date FROM user_1.marketplace_job_stats WHERE action_type_id = 9"
+    assert conn.execute(query).fetchall() == [(datetime.date(2025, 1, 31),)]
+
+
 BAD_SCHEMAS = [None, "", "user_1\0", "user_\udc80", b"user_1", 1, "x" * 64, "é" * 32]
 BAD_MARKETPLACES = ["", "EBAY", Text("EBAY"), "Vinted", "amazon", " ebay", b"ebay", 1, ["ebay"]]
 

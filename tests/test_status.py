@@ -157,8 +157,22 @@ def test_wide_tenants_are_no_drift(toolkit: Connection, extra: int) -> None:
     assert states(toolkit)["user_1"] == "migrated"
 
 
+def test_a_tenant_that_is_left_out_is_not_swept(migrated: Connection) -> None:
+    """Whatever it lacks."""
+    migrated.execute("DROP VIEW user_1.vinted_job_stats; INSERT INTO tenancy.left_out VALUES ('user_1', 'x')")
+    ok(psql(migrated, "-c", "CALL job_stats.sweep()"))
+    assert column(migrated, "SELECT to_regclass('user_1.vinted_job_stats')") == [None]
+
+
+def test_a_database_without_what_the_migrations_made(migrated: Connection) -> None:
+    """As where tenants were moved to, and tenancy.effects was not: each is named."""
+    migrated.execute("DELETE FROM tenancy.effects")
+    (problem,) = column(migrated, "SELECT problem FROM job_stats.tenant_status WHERE schema_name = 'user_1'")
+    assert "no migration that was run here has made it" in problem
+
+
 def test_a_straggler_is_found_and_swept(migrated: Connection) -> None:
-    """A tenant restored from an old backup fails the verification until 0002 and 0003 have been run again."""
+    """A tenant restored from an old backup fails the verification until 0020 and 0021 have been run again."""
     clone(migrated, "user_restored", "users.vinted_job_stats")
     assert states(migrated)["user_restored"] == "legacy"
     failed = psql(migrated, "-f", VERIFY)
