@@ -70,6 +70,7 @@ def measure(conn: psycopg.Connection[tuple[object, ...]], rows: int, file: str) 
 def main() -> None:
     """Print a table per file."""
     with throwaway_server(durable=True) as server, psycopg.connect(server.url(), autocommit=True) as conn:
+        conn.execute("SET max_parallel_maintenance_workers = 0")  # as tenancy.run_script does
         print(f"PostgreSQL {conn.info.server_version // 10000}, {os.cpu_count()} cores, {platform.platform()}")
         for file in sorted(MIGRATIONS.glob("00[01]*.sql")):
             if not file.stem.endswith(".rollback"):
@@ -79,7 +80,9 @@ def main() -> None:
         for rows in SIZES:
             lay_out(conn, rows)
         for up in ["0020.marketplace-job-stats.sql", "0021.exact-averages.sql"]:
-            begin_run = "INSERT INTO tenancy.runs (migration, pid, to_do) VALUES (%s, pg_backend_pid(), 0)"
+            begin_run = (
+                "INSERT INTO tenancy.runs (migration, pid, to_do, already_done) VALUES (%s, pg_backend_pid(), 0, 0)"
+            )
             conn.execute(begin_run, [up.removesuffix(".sql")])
             report(conn, up)
             for rows in SIZES:

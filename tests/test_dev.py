@@ -1,6 +1,8 @@
 """The index of dev/ names all that is there, and the benchmark finds its places on its page."""
 
 import re
+import subprocess
+import sys
 
 import pytest
 
@@ -14,6 +16,20 @@ def test_the_index_names_every_file() -> None:
     named = re.findall(r"^\| \[\S+\]\((\S+)\) \| \S", (ROOT / "dev" / "README.md").read_text("utf-8"), re.MULTILINE)
     here = {path.name for path in (ROOT / "dev").iterdir() if not path.name.startswith(("_", "."))}
     assert sorted(here - {"README.md"}) == named
+
+
+@pytest.mark.slow
+def test_lock_times_are_those_of_every_statement() -> None:
+    """The runbook's tables come from it: it times each file of the change, up and down."""
+    command = [sys.executable, "-m", "dev.lock_times"]
+    printed = subprocess.run(command, cwd=ROOT, check=True, capture_output=True, text=True).stdout
+    assert re.findall(r"^(0\S+)\.sql$", printed, re.MULTILINE) == [
+        "0020.marketplace-job-stats",
+        "0021.exact-averages",
+        "0021.exact-averages.rollback",
+        "0020.marketplace-job-stats.rollback",
+    ]
+    assert len(re.findall(r"^ +[\d.]+ +[\d.]+ +all$", printed, re.MULTILINE)) == 4
 
 
 def test_the_ratio_is_of_what_ran_one_after_the_other() -> None:
