@@ -9,17 +9,16 @@
 SET LOCAL search_path = pg_catalog, pg_temp;
 SET LOCAL citus.enable_ddl_propagation = off; -- noqa: PRS
 
--- Whether an index's predicate or expressions may be read as something else than they are when they are printed and
--- parsed again. What is not PostgreSQL's own is another's by then, as may be what a constant of no type (unknown, 705)
--- stands for; and in what is written with words (COERCE_SQL_SYNTAX, 3), as EXTRACT is, PostgreSQL before 18 quotes
--- nothing.
+-- Whether an index's predicate may be read as something else than it is when it is printed and parsed again. What is
+-- not PostgreSQL's own is another's by then, as may be what a constant of no type (unknown, 705) stands for; and in
+-- what is written with words (COERCE_SQL_SYNTAX, 3), as EXTRACT is, PostgreSQL before 18 quotes nothing.
 CREATE OR REPLACE FUNCTION tenancy.can_be_misread(of_index oid)
 RETURNS boolean
 LANGUAGE sql
 STABLE
 SET search_path = pg_catalog, pg_temp
 AS $function$
-    SELECT concat(i.indpred::text, i.indexprs::text) ~ ':(consttype 705|funcformat 3) ' OR EXISTS (
+    SELECT i.indpred::text ~ ':(consttype 705|funcformat 3) ' OR EXISTS (
         SELECT FROM pg_depend AS d
         WHERE
             d.objid = i.indexrelid

@@ -249,13 +249,13 @@ INNER JOIN pg_index AS i ON k.indexrelid = i.indexrelid
 WHERE k.is_old_key AND i.indpred IS NOT NULL AND tenancy.can_be_misread(k.indexrelid)
 UNION ALL
 SELECT
-    k.target,
+    l.target,
     'differs',
     'its row-level security would let who may read some columns only read nothing through the view'
-FROM legacy AS k
-INNER JOIN pg_class AS c ON k.target = c.oid
+FROM legacy AS l
+INNER JOIN pg_class AS c ON l.target = c.oid
 WHERE c.relrowsecurity AND EXISTS (
-    SELECT FROM job_stats.grants(k.target) AS g WHERE g.column_name IS NOT NULL AND g.privilege_type = 'SELECT'
+    SELECT FROM job_stats.grants(l.target) AS g WHERE g.column_name IS NOT NULL AND g.privilege_type = 'SELECT'
 );
 
 -- A row for each tenant and finding, and, with schema_name NULL, for what concerns all. Reads the catalogs only.
